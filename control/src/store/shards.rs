@@ -1,0 +1,90 @@
+//! Leases of shards, for other replicas of control and for the next start of this one. The truth is in memory; what is
+//! here may be late, and losing it costs nothing but a few seconds.
+
+use proto::id::ShardId;
+use sqlx::Row;
+
+use super::{Store, StoreError, parsed};
+
+/// A shard's lease, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredLease {
+    /// The shard.
+    pub name: ShardId,
+    /// Where edges reach it.
+    pub addresses: Vec<String>,
+    /// Version of its software.
+    pub version: String,
+    /// Edges that it holds.
+    pub edges: i64,
+    /// When it reported last, by the clock of whom it reported to.
+    pub last_seen: i64,
+    /// Counts reports.
+    pub beat: i64,
+}
+
+impl Store {
+    /// All leases.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub async fn leases(&self) -> Result<Vec<StoredLease>, StoreError> {
+        const WHAT: &str = "a shard's lease";
+        self.read(async {
+            const SQL: &str = "SELECT name, addresses, version, edges, last_seen, beat FROM shards ORDER BY name";
+            let rows = sqlx::query(SQL).fetch_all(&self.pool).await?;
+            rows.iter()
+                .map(|row| {
+                    let json: String = row.try_get("addresses")?;
+                    Ok(StoredLease {
+                        name: parsed(row, "name", WHAT)?,
+                        addresses: serde_json::from_str(&json)
+                            .map_err(|e| StoreError::Damaged { what: WHAT, why: e.to_string() })?,
+                        version: row.try_get("version")?,
+                        edges: row.try_get("edges")?,
+                        last_seen: row.try_get("last_seen")?,
+                        beat: row.try_get("beat")?,
+                    })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// Writes down that a shard reported. `beat` of the argument is ignored: the database counts.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub async fn beat(&self, lease: &StoredLease) -> Result<(), StoreError> {
+        let addresses = serde_json::to_string(&lease.addresses)
+            .map_err(|e| StoreError::Damaged { what: "addresses", why: e.to_string() })?;
+        self.read(async {
+            sqlx::query(
+                "INSERT INTO shards (name, addresses, version, edges, last_seen, beat) VALUES ($1, $2, $3, $4, $5, 1) \
+                 ON CONFLICT (name) DO UPDATE SET addresses = excluded.addresses, version = excluded.version, \
+                 edges = excluded.edges, last_seen = excluded.last_seen, beat = shards.beat + 1",
+            )
+            .bind(lease.name.to_string())
+            .bind(addresses)
+            .bind(lease.version.clone())
+            .bind(lease.edges)
+            .bind(lease.last_seen)
+            .execute(&self.pool)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets a shard that reported last before this time.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub async fn forget_shards(&self, before: i64) -> Result<(), StoreError> {
+        self.read(async {
+            sqlx::query("DELETE FROM shards WHERE last_seen < $1").bind(before).execute(&self.pool).await?;
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,402 @@
+//! The JSON API of control: what enrolment, shards and `meshctl` send and get. Times are seconds since 1970.
+//!
+//! | method and path | who | body | answer |
+//! |---|---|---|---|
+//! | `POST /v1/enrol` | anybody with a token | [`EnrolRequest`] | [`Enrolled`] |
+//! | `POST /v1/renew` | the holder of a certificate, by mutual TLS | [`RenewRequest`] | [`Enrolled`] |
+//! | `POST /v1/renew-for` | a shard, for an edge | [`RenewFor`] | [`Enrolled`] |
+//! | `GET /v1/watch` | shards | | lines of [`WatchEvent`], without end |
+//! | `POST /v1/shards/report` | shards | [`ShardReport`] | `204` |
+//! | `GET /v1/shards` | users | | [`ShardView`]s |
+//! | `GET/POST /v1/tokens`, `DELETE /v1/tokens/{id}` | admins | [`TokenRequest`] | [`TokenView`]s, [`TokenCreated`] |
+//! | `GET /v1/edges`, `GET /v1/edges/{name}` | users | | [`EdgeView`]s |
+//! | `POST /v1/edges/{name}/revoke` | admins | | [`EdgeView`] |
+//! | `POST /v1/users/{name}/revoke` | admins | | `204` |
+//! | `GET /v1/policy`, `PUT/DELETE /v1/policy/{rule}` | users, admins | [`Rule`] | [`Rule`]s |
+//! | `GET /v1/whoami` | any member | | [`WhoAmI`] |
+//!
+//! Every error is an [`ApiError`].
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{EdgeId, GroupName, ShardId, SiteName, TrustDomain},
+    identity::Role,
+    message::{Candidate, Service},
+    policy::Rule,
+    secret::Secret,
+};
+
+/// The group whose users may change things.
+pub const ADMIN_GROUP: &str = "admin";
+
+/// Asks for the first certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolRequest {
+    /// The right to enrol.
+    pub token: Secret,
+    /// The name to enrol under; `None` takes the one that the token fixes.
+    pub name: Option<EdgeId>,
+    /// PKCS#10, PEM. Only its public key is used.
+    pub csr: String,
+}
+
+/// Asks for the next certificate over the API itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewRequest {
+    /// PKCS#10, PEM. Only its public key is used.
+    pub csr: String,
+}
+
+/// A [`crate::message::Renew`] that a shard passes on; each field is base64 of the bytes there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewFor {
+    /// PKCS#10, DER.
+    pub csr: String,
+    /// The present leaf, DER.
+    pub certificate: String,
+    /// The proof that the key's holder asked.
+    pub signature: String,
+}
+
+/// A certificate, and what its holder needs to find the mesh.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Who the holder now is.
+    pub identity: String,
+    /// PEM, leaf first.
+    pub chain: String,
+    /// The trust bundle, PEM.
+    pub bundle: String,
+    /// When the leaf ends.
+    pub not_after: i64,
+    /// The shards, for a start.
+    pub shards: Vec<Candidate>,
+}
+
+/// What a token lets one enrol as, or do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenKind {
+    /// Enrol an edge.
+    Edge,
+    /// Enrol a shard.
+    Shard,
+    /// Enrol a user: `meshctl login`.
+    User,
+    /// Use the proxy door as a user, without a certificate: for `curl -x` and the like.
+    Access,
+}
+
+impl TokenKind {
+    /// The word in commands and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Edge => "edge",
+            Self::Shard => "shard",
+            Self::User => "user",
+            Self::Access => "access",
+        }
+    }
+}
+
+impl fmt::Display for TokenKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Asks for a token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// What for.
+    pub kind: TokenKind,
+    /// The only name that may be enrolled with it; needed for `user` and `access`.
+    #[serde(default)]
+    pub name: Option<EdgeId>,
+    /// How often it can be used; access tokens ignore it. 1 or more.
+    #[serde(default = "one")]
+    pub uses: u32,
+    /// For how long, in seconds.
+    pub ttl_secs: u32,
+    /// Groups of the user.
+    #[serde(default)]
+    pub groups: Vec<GroupName>,
+    /// Site of the edges.
+    #[serde(default)]
+    pub site: Option<SiteName>,
+    /// Whether an edge that is enrolled already may be enrolled anew; its old certificates are then revoked.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// A token, the only time that it is shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenCreated {
+    /// What is known of it.
+    #[serde(flatten)]
+    pub view: TokenView,
+    /// The token itself.
+    pub token: Secret,
+    /// The join line ([`crate::join::JoinLine`]); none for access tokens.
+    pub join: Option<Secret>,
+}
+
+/// What is known of a token; its text is kept as a hash only.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenView {
+    /// To name it by; the part of the token before the dot.
+    pub id: String,
+    /// What for.
+    pub kind: TokenKind,
+    /// The name that it is fixed to.
+    pub name: Option<EdgeId>,
+    /// Uses left; `None` for access tokens.
+    pub uses_left: Option<u32>,
+    /// When it ends.
+    pub expires: i64,
+    /// Groups of the user.
+    pub groups: Vec<GroupName>,
+    /// Site of the edges.
+    pub site: Option<SiteName>,
+    /// Who made it.
+    pub created_by: String,
+    /// When.
+    pub created: i64,
+}
+
+/// An edge, as control knows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EdgeView {
+    /// Its name.
+    pub name: EdgeId,
+    /// Its site.
+    pub site: Option<SiteName>,
+    /// When it enrolled last.
+    pub enrolled: i64,
+    /// When its certificate ends.
+    pub not_after: i64,
+    /// Whether its certificates are revoked.
+    pub revoked: bool,
+    /// Where it is connected, as far as the shards have said.
+    pub presence: Option<Presence>,
+    /// When a shard last saw it.
+    pub last_seen: Option<i64>,
+}
+
+/// An edge on a shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    /// The edge.
+    pub edge: EdgeId,
+    /// The shard that holds its tunnel.
+    pub shard: ShardId,
+    /// Since when.
+    pub since: i64,
+    /// The address that the shard sees.
+    pub address: String,
+    /// Version of its software.
+    pub version: String,
+    /// What it announces.
+    pub services: Vec<Service>,
+    /// Round trip, in microseconds.
+    pub rtt_us: u64,
+    /// Open streams.
+    pub streams: u64,
+}
+
+/// What a shard tells control every few seconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardReport {
+    /// Where edges reach it; the name comes from its certificate.
+    pub addresses: Vec<String>,
+    /// Version of its software.
+    pub version: String,
+    /// Whether `online` is all of its edges, so that those missing are gone.
+    pub full: bool,
+    /// Edges that came or changed.
+    pub online: Vec<Presence>,
+    /// Edges that went.
+    pub offline: Vec<EdgeId>,
+}
+
+/// A shard, as control knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardView {
+    /// Its name.
+    pub name: ShardId,
+    /// Where edges reach it.
+    pub addresses: Vec<String>,
+    /// Version of its software.
+    pub version: String,
+    /// Edges that it holds.
+    pub edges: u64,
+    /// When it last reported.
+    pub last_seen: i64,
+    /// Whether it reported within the lease.
+    pub alive: bool,
+}
+
+/// A certificate that is no longer good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// Hexadecimal serial number, lower case, without leading zeros.
+    pub serial: String,
+    /// Whose it was.
+    pub role: Role,
+    /// Their name.
+    pub name: EdgeId,
+    /// When it would have ended, after which it is dropped from the list.
+    pub not_after: i64,
+}
+
+/// An access token, as shards check it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessToken {
+    /// To name it by.
+    pub id: String,
+    /// Hexadecimal SHA-256 of the whole token.
+    pub sha256: String,
+    /// As whom it acts.
+    pub user: EdgeId,
+    /// Groups of that user.
+    pub groups: Vec<GroupName>,
+    /// When it ends.
+    pub expires: i64,
+}
+
+/// A line of the watch. The first has every section; later ones have those that changed, and the rest is as before. A
+/// line without any section comes every two seconds as a sign of life.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchEvent {
+    /// Grows with each change.
+    pub revision: u64,
+    /// All rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Vec<Rule>>,
+    /// All revoked certificates that have not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Vec<Revoked>>,
+    /// All access tokens that have not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_tokens: Option<Vec<AccessToken>>,
+    /// All edges that are enrolled and not revoked, with their sites.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edges: Option<BTreeMap<EdgeId, Option<SiteName>>>,
+    /// All shards that are alive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<Vec<Candidate>>,
+    /// The trust bundle, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
+}
+
+/// The caller, as control sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhoAmI {
+    /// SPIFFE ID.
+    pub identity: String,
+    /// Groups of a user.
+    pub groups: Vec<GroupName>,
+    /// When the certificate ends.
+    pub not_after: i64,
+    /// The mesh.
+    pub trust_domain: TrustDomain,
+    /// Hash of the CA, for join lines.
+    pub ca: String,
+    /// Shards that are alive.
+    pub shards: Vec<Candidate>,
+}
+
+/// What went wrong, with a cause and a remedy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// The kind, for programs.
+    pub code: ApiCode,
+    /// Cause and remedy, for people.
+    pub message: String,
+}
+
+/// Kinds of API errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApiCode {
+    /// The request could not be understood.
+    BadRequest,
+    /// A client certificate is needed.
+    Unauthenticated,
+    /// The caller may not do this.
+    Forbidden,
+    /// There is no such thing.
+    NotFound,
+    /// The name is taken by an edge that is enrolled.
+    NameTaken,
+    /// The token is not known, or has been deleted.
+    TokenUnknown,
+    /// The token has ended.
+    TokenExpired,
+    /// The token has been used as often as it allows.
+    TokenUsed,
+    /// The token is for another name or another kind.
+    TokenMismatch,
+    /// The certificate is revoked.
+    Revoked,
+    /// The proof of a renewal does not hold.
+    BadProof,
+    /// Too many at once.
+    Busy,
+    /// The database cannot be used now.
+    StoreUnavailable,
+    /// A fault of control.
+    Internal,
+}
+
+impl ApiCode {
+    /// The HTTP status that goes with it.
+    #[must_use]
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::Unauthenticated => 401,
+            Self::Forbidden
+            | Self::TokenUnknown
+            | Self::TokenExpired
+            | Self::TokenUsed
+            | Self::TokenMismatch
+            | Self::Revoked
+            | Self::BadProof => 403,
+            Self::NotFound => 404,
+            Self::NameTaken => 409,
+            Self::Busy => 429,
+            Self::Internal => 500,
+            Self::StoreUnavailable => 503,
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub const fn is_transient(self) -> bool {
+        matches!(self, Self::Busy | Self::StoreUnavailable | Self::Internal)
+    }
+}
+
+impl ApiError {
+    /// Puts an error together.
+    #[must_use]
+    pub fn new(code: ApiCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}

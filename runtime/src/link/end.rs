@@ -1,0 +1,173 @@
+//! Why a link ended or never began, classified: the class decides what to do next, the detail is for people.
+
+use std::fmt;
+
+use proto::code::CloseCode;
+use quinn::ConnectionError;
+use rustls::AlertDescription;
+
+/// The end of a link, or of an attempt at one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}: {detail}")]
+pub struct LinkEnd {
+    /// The class.
+    pub cause: EndCause,
+    /// More, for people.
+    pub detail: String,
+}
+
+/// Classes of ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndCause {
+    /// Closed here.
+    Local,
+    /// The peer closed it with this code.
+    Closed(CloseCode),
+    /// Nothing came back: blocked, or nobody there.
+    TimedOut,
+    /// The peer's host says that nobody listens there.
+    NobodyListens,
+    /// The peer restarted and knows nothing of this link.
+    PeerRestarted,
+    /// This host has no route, or no right to send.
+    NoRoute,
+    /// The address has no such name.
+    NameUnknown,
+    /// The peer's certificate is not from our CA.
+    WrongCa,
+    /// The peer's certificate has expired, or is not valid yet: one of the two clocks is wrong.
+    PeerExpired,
+    /// The peer is somebody else than expected.
+    WrongPeer,
+    /// Our certificate is not from the peer's CA.
+    Distrusted,
+    /// Our certificate has expired.
+    Expired,
+    /// The peer speaks another version of the protocol.
+    NoCommonVersion,
+    /// Anything else that QUIC or TLS did not like.
+    Transport,
+}
+
+impl EndCause {
+    /// The word in logs and metrics.
+    #[must_use]
+    pub const fn slug(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Closed(code) => code.slug(),
+            Self::TimedOut => "timed-out",
+            Self::NobodyListens => "nobody-listens",
+            Self::PeerRestarted => "peer-restarted",
+            Self::NoRoute => "no-route",
+            Self::NameUnknown => "name-unknown",
+            Self::WrongCa => "wrong-ca",
+            Self::PeerExpired => "peer-expired",
+            Self::WrongPeer => "wrong-peer",
+            Self::Distrusted => "distrusted",
+            Self::Expired => "expired",
+            Self::NoCommonVersion => "no-common-version",
+            Self::Transport => "transport",
+        }
+    }
+
+    /// What it means and what to do, in a sentence for people.
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Local => "Closed by this side.",
+            Self::Closed(code) => code.sentence(),
+            Self::TimedOut => {
+                "No answer: the address is wrong, the other side is down, or a firewall drops UDP to that port."
+            }
+            Self::NobodyListens => "Nothing listens on that UDP port.",
+            Self::PeerRestarted => "The other side restarted.",
+            Self::NoRoute => "This machine has no route there.",
+            Self::NameUnknown => "The name cannot be resolved.",
+            Self::WrongCa => {
+                "The other side's certificate is from another CA: this is another mesh, or something in between opens the connection."
+            }
+            Self::PeerExpired => {
+                "The other side's certificate is not valid at this time: compare the clocks of both machines."
+            }
+            Self::WrongPeer => "The other side is not who it should be.",
+            Self::Distrusted => "The other side does not trust this machine's CA: enrol again with a new join line.",
+            Self::Expired => {
+                "This machine's certificate has expired: enrol again with a new join line, and look at its clock."
+            }
+            Self::NoCommonVersion => "The two sides have no protocol version in common: update the older one.",
+            Self::Transport => "The connection broke the rules of QUIC or TLS.",
+        }
+    }
+}
+
+impl fmt::Display for EndCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.slug())
+    }
+}
+
+impl LinkEnd {
+    /// An end with a detail.
+    #[must_use]
+    pub fn new(cause: EndCause, detail: impl Into<String>) -> Self {
+        Self { cause, detail: detail.into() }
+    }
+
+    /// The code that the peer closed with, if it did.
+    #[must_use]
+    pub const fn close_code(&self) -> Option<CloseCode> {
+        match self.cause {
+            EndCause::Closed(code) => Some(code),
+            _ => None,
+        }
+    }
+
+    pub(super) fn from_connection(error: &ConnectionError) -> Self {
+        let cause = match error {
+            ConnectionError::LocallyClosed => EndCause::Local,
+            ConnectionError::TimedOut => EndCause::TimedOut,
+            ConnectionError::Reset => EndCause::PeerRestarted,
+            ConnectionError::VersionMismatch => EndCause::NoCommonVersion,
+            ConnectionError::CidsExhausted => EndCause::Transport,
+            ConnectionError::ApplicationClosed(close) => {
+                let number = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
+                let detail = String::from_utf8_lossy(&close.reason).chars().take(1024).collect::<String>();
+                return match CloseCode::from_number(number) {
+                    Some(code) if detail.is_empty() => Self::new(EndCause::Closed(code), code.sentence()),
+                    Some(code) => Self::new(EndCause::Closed(code), detail),
+                    None => Self::new(EndCause::Closed(CloseCode::ProtocolError), format!("code {number}: {detail}")),
+                };
+            }
+            ConnectionError::TransportError(e) => alert_cause(e.code, Side::Ours),
+            ConnectionError::ConnectionClosed(close) => alert_cause(close.error_code, Side::Theirs),
+        };
+        Self::new(cause, error.to_string())
+    }
+}
+
+/// Who found the fault.
+#[derive(Clone, Copy)]
+enum Side {
+    Ours,
+    Theirs,
+}
+
+/// QUIC carries TLS alerts as transport error codes 0x100 to 0x1ff (RFC 9001, 4.8).
+fn alert_cause(code: quinn::TransportErrorCode, found_by: Side) -> EndCause {
+    let Some(alert) = u64::from(code).checked_sub(0x100).and_then(|a| u8::try_from(a).ok()) else {
+        return EndCause::Transport;
+    };
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the list of alerts is open")]
+    match (AlertDescription::from(alert), found_by) {
+        (AlertDescription::UnknownCA, Side::Ours) => EndCause::WrongCa,
+        (AlertDescription::UnknownCA, Side::Theirs) => EndCause::Distrusted,
+        (AlertDescription::CertificateExpired, Side::Ours) => EndCause::PeerExpired,
+        (AlertDescription::CertificateExpired, Side::Theirs) => EndCause::Expired,
+        (AlertDescription::BadCertificate | AlertDescription::CertificateUnknown, Side::Ours) => EndCause::WrongPeer,
+        (AlertDescription::BadCertificate | AlertDescription::CertificateUnknown, Side::Theirs) => EndCause::Distrusted,
+        (AlertDescription::CertificateRequired, _) => EndCause::Distrusted,
+        (AlertDescription::NoApplicationProtocol, _) => EndCause::NoCommonVersion,
+        _ => EndCause::Transport,
+    }
+}

@@ -1,0 +1,296 @@
+//! The QUIC carrier: endpoints, their limits, dialing and accepting.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig,
+    VarInt,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
+use rustls_pki_types::CertificateDer;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::{EndCause, Link, LinkEnd};
+use crate::{cert::CertFacts, tls};
+
+/// What a link may use. Every limit is set here; none is left to a library's default.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkLimits {
+    /// Bytes that the peer may send on one stream before they are read here.
+    pub stream_window: u32,
+    /// Bytes that the peer may send on all streams of a link before they are read here.
+    pub link_window: u32,
+    /// Bytes that may be sent on a link before the peer has acknowledged them.
+    pub send_window: u64,
+    /// Streams that the peer may have open at once.
+    pub streams: u32,
+    /// Silence after which the link counts as dead.
+    pub idle: Duration,
+    /// How often to break one's own silence; `None` where the peer or a message does.
+    pub keep_alive: Option<Duration>,
+    /// How long a handshake may take.
+    pub handshake: Duration,
+}
+
+impl Default for LinkLimits {
+    fn default() -> Self {
+        Self {
+            stream_window: 1024 * 1024,
+            link_window: 32 * 1024 * 1024,
+            send_window: 8 * 1024 * 1024,
+            streams: 64,
+            idle: Duration::from_secs(12),
+            keep_alive: None,
+            handshake: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Wanted size of a UDP socket's buffers in bytes; the system may grant less.
+const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+/// First size of a datagram's payload: what every IPv6 path takes (RFC 9000, 14).
+const INITIAL_MTU: u16 = 1200;
+
+impl LinkLimits {
+    fn transport(&self) -> TransportConfig {
+        let mut transport = TransportConfig::default();
+        transport
+            .stream_receive_window(self.stream_window.into())
+            .receive_window(self.link_window.into())
+            .send_window(self.send_window)
+            .max_concurrent_bidi_streams(self.streams.into())
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .max_idle_timeout(IdleTimeout::try_from(self.idle).ok())
+            .keep_alive_interval(self.keep_alive)
+            .initial_mtu(INITIAL_MTU)
+            .datagram_receive_buffer_size(None);
+        transport
+    }
+}
+
+/// Makes the server half of an endpoint.
+///
+/// # Errors
+/// If the TLS configuration cannot do QUIC.
+pub fn server_config(tls: rustls::ServerConfig, limits: &LinkLimits) -> Result<ServerConfig, LinkEnd> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|e| LinkEnd::new(EndCause::Transport, e.to_string()))?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(limits.transport()));
+    Ok(config)
+}
+
+/// Makes the client half of an endpoint.
+///
+/// # Errors
+/// If the TLS configuration cannot do QUIC.
+pub fn client_config(tls: rustls::ClientConfig, limits: &LinkLimits) -> Result<ClientConfig, LinkEnd> {
+    let crypto = QuicClientConfig::try_from(tls).map_err(|e| LinkEnd::new(EndCause::Transport, e.to_string()))?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(limits.transport()));
+    Ok(config)
+}
+
+/// Opens a UDP socket with large buffers; `[::]` takes IPv4 as well.
+///
+/// # Errors
+/// If the address is taken or not of this host.
+pub fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.bind(&address.into())?;
+    let socket = UdpSocket::from(socket);
+    let handle = SockRef::from(&socket);
+    // Less is slower and still right; the granted size can be asked for.
+    let _ = handle.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = handle.set_send_buffer_size(SOCKET_BUFFER);
+    Ok(socket)
+}
+
+/// Accepts links.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    endpoint: Endpoint,
+    handshake: Duration,
+}
+
+impl Listener {
+    /// Listens on a UDP address.
+    ///
+    /// # Errors
+    /// If the socket cannot be opened.
+    pub fn bind(address: SocketAddr, config: ServerConfig, limits: &LinkLimits) -> io::Result<Self> {
+        let socket = udp_socket(address)?;
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))?;
+        Ok(Self { endpoint, handshake: limits.handshake })
+    }
+
+    /// Listens on an endpoint that was made elsewhere, as simulations do.
+    #[must_use]
+    pub const fn from_endpoint(endpoint: Endpoint, limits: &LinkLimits) -> Self {
+        Self { endpoint, handshake: limits.handshake }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// If the socket cannot tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// The next one who wants in; `None` once the listener is closed. Cancel-safe.
+    pub async fn accept(&self) -> Option<Arriving> {
+        let incoming = self.endpoint.accept().await?;
+        Some(Arriving { incoming, handshake: self.handshake })
+    }
+
+    /// Links that are open or have not said their last word.
+    #[must_use]
+    pub fn links(&self) -> usize {
+        self.endpoint.open_connections()
+    }
+
+    /// Takes no one in any more; links live on.
+    pub fn refuse_new(&self) {
+        self.endpoint.set_server_config(None);
+    }
+
+    /// Waits until every link has said its last word.
+    pub async fn idle(&self) {
+        self.endpoint.wait_idle().await;
+    }
+}
+
+/// Somebody who wants in.
+#[derive(Debug)]
+pub struct Arriving {
+    incoming: quinn::Incoming,
+    handshake: Duration,
+}
+
+impl Arriving {
+    /// From where.
+    #[must_use]
+    pub fn remote_address(&self) -> SocketAddr {
+        let address = self.incoming.remote_address();
+        SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
+    /// Turns it away without spending anything on it.
+    pub fn refuse(self) {
+        self.incoming.refuse();
+    }
+
+    /// Lets it prove its address first, without keeping state (RFC 9000, 8.1.2). Does nothing if it has.
+    ///
+    /// # Errors
+    /// Gives it back if the address is already proven.
+    #[allow(clippy::result_large_err, reason = "the error is the value itself, handed back")]
+    pub fn retry(self) -> Result<(), Self> {
+        if !self.incoming.may_retry() {
+            return Err(self);
+        }
+        let handshake = self.handshake;
+        self.incoming.retry().map_err(|e| Self { incoming: e.into_incoming(), handshake })
+    }
+
+    /// Does the handshake, within its deadline.
+    ///
+    /// # Errors
+    /// If it fails, or the peer's certificate is not of a mesh.
+    pub async fn accept(self) -> Result<Link, LinkEnd> {
+        let connecting = self.incoming.accept().map_err(|e| LinkEnd::from_connection(&e))?;
+        let connection = within(self.handshake, connecting).await?;
+        link_of(connection)
+    }
+}
+
+/// Where a dialer's sockets come from.
+#[derive(Clone, Debug)]
+enum Sockets {
+    /// A new one, with a new source port, for each try: a path that some middlebox has given up is not tried twice.
+    PerDial,
+    /// One endpoint for all, as simulations do.
+    Shared(Endpoint),
+}
+
+/// Dials links.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    sockets: Sockets,
+    config: ClientConfig,
+    handshake: Duration,
+}
+
+impl Dialer {
+    /// Dials from a new UDP socket each time.
+    #[must_use]
+    pub const fn new(config: ClientConfig, limits: &LinkLimits) -> Self {
+        Self { sockets: Sockets::PerDial, config, handshake: limits.handshake }
+    }
+
+    /// Dials from an endpoint that was made elsewhere.
+    #[must_use]
+    pub const fn from_endpoint(endpoint: Endpoint, config: ClientConfig, limits: &LinkLimits) -> Self {
+        Self { sockets: Sockets::Shared(endpoint), config, handshake: limits.handshake }
+    }
+
+    /// The same dialer with another identity or other roots.
+    #[must_use]
+    pub fn with_config(&self, config: ClientConfig) -> Self {
+        Self { config, ..self.clone() }
+    }
+
+    /// Dials and does the handshake, within its deadline. `name` is for the session cache and for the log of the other
+    /// side; who it is comes from its certificate.
+    ///
+    /// # Errors
+    /// If there is no way, no answer, or no trust.
+    pub async fn dial(&self, address: SocketAddr, name: &str) -> Result<Link, LinkEnd> {
+        let endpoint = match &self.sockets {
+            Sockets::Shared(endpoint) => endpoint.clone(),
+            Sockets::PerDial => client_endpoint(address).map_err(|e| LinkEnd::new(EndCause::NoRoute, e.to_string()))?,
+        };
+        let connecting = endpoint
+            .connect_with(self.config.clone(), address, name)
+            .map_err(|e| LinkEnd::new(EndCause::NoRoute, e.to_string()))?;
+        link_of(within(self.handshake, connecting).await?)
+    }
+}
+
+fn client_endpoint(peer: SocketAddr) -> io::Result<Endpoint> {
+    let any = match peer {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    Endpoint::new(EndpointConfig::default(), None, udp_socket(any)?, Arc::new(TokioRuntime))
+}
+
+async fn within(deadline: Duration, connecting: quinn::Connecting) -> Result<Connection, LinkEnd> {
+    match tokio::time::timeout(deadline, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(e)) => Err(LinkEnd::from_connection(&e)),
+        Err(_) => Err(LinkEnd::new(EndCause::TimedOut, format!("no handshake within {} s", deadline.as_secs_f32()))),
+    }
+}
+
+fn link_of(connection: Connection) -> Result<Link, LinkEnd> {
+    let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    match tls::peer_facts(chain.as_deref().map(Vec::as_slice)) {
+        Ok(Some(facts)) => Ok(Link::new(connection, Arc::<CertFacts>::new(facts))),
+        Ok(None) => Err(refuse(&connection, "no certificate")),
+        Err(e) => Err(refuse(&connection, &e.to_string())),
+    }
+}
+
+fn refuse(connection: &Connection, why: &str) -> LinkEnd {
+    connection.close(proto::code::CloseCode::WrongRole.number().into(), why.as_bytes());
+    LinkEnd::new(EndCause::WrongPeer, why)
+}
