@@ -6,6 +6,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(["control_stream.proto", "data_stream.proto"], ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    prost_build::Config::new().bytes(["."]).out_dir(out).compile_fds(descriptors)?;
+    prost_build::Config::new().bytes(["."]).btree_map(["."]).out_dir(out).compile_fds(descriptors)?;
     Ok(())
 }

@@ -44,7 +44,7 @@ pub struct AccessRecord {
     pub open_us: u64,
     /// How long it lasted, in milliseconds.
     pub duration_ms: u64,
-    /// `finished`, `reset`, or `refused`.
+    /// `finished`, `reset`, `refused`, or `cancelled` by an opener that went away first.
     pub outcome: &'static str,
     /// The code of a reset or a refusal.
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -152,6 +152,14 @@ impl AccessWriter {
             // The writer is gone only when the process ends.
             let _ = sender.send(record).await;
         }
+    }
+}
+
+impl AccessWriter {
+    /// Writes a record from where nobody can wait, such as a drop. Returns whether there was room for it.
+    pub fn write_now(&self, mut record: AccessRecord) -> bool {
+        record.unix_ms = clock::unix_millis();
+        self.0.as_ref().is_none_or(|sender| sender.try_send(record).is_ok())
     }
 }
 

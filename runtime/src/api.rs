@@ -24,7 +24,7 @@ use crate::tls::{self, LiveIdentity, MeshVerifier, PinnedVerifier, TrustBundle};
 /// How long a whole call may take.
 const CALL: Duration = Duration::from_secs(15);
 /// Longest answer in bytes.
-const MAX_ANSWER: usize = 16 * 1024 * 1024;
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// Silence after which a watch counts as dead; a sign of life comes every two seconds.
 const WATCH_SILENCE: Duration = Duration::from_secs(8);
 /// Longest line of a watch in bytes.

@@ -6,7 +6,7 @@ use proto::{
     join::CaHash,
 };
 use sha2::{Digest, Sha256};
-use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// The facts of a leaf certificate. It is not verified here: that is TLS' part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,17 +49,12 @@ impl CertFacts {
     /// If it is not a certificate of a mesh.
     pub fn from_der(der: &[u8]) -> Result<Self, CertError> {
         let cert = parse(der)?;
-        let mut uris = cert
-            .extensions()
-            .iter()
-            .flat_map(|extension| match extension.parsed_extension() {
-                ParsedExtension::SubjectAlternativeName(san) => san.general_names.as_slice(),
-                _ => &[],
-            })
-            .filter_map(|name| match name {
-                GeneralName::URI(uri) if uri.starts_with("spiffe:") => Some(*uri),
-                _ => None,
-            });
+        let san = cert.subject_alternative_name().map_err(|e| CertError::Malformed(e.to_string()))?;
+        let names = san.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
+        let mut uris = names.iter().filter_map(|name| {
+            let GeneralName::URI(uri) = name else { return None };
+            uri.starts_with("spiffe:").then_some(*uri)
+        });
         let (first, others) = (uris.next(), uris.count());
         let identity = match first {
             Some(uri) if others == 0 => uri.parse()?,
@@ -116,7 +111,7 @@ pub fn serial_hex(raw: &[u8]) -> String {
 
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertError> {
     match X509Certificate::from_der(der) {
-        Ok((rest, cert)) if rest.is_empty() => Ok(cert),
+        Ok(([], cert)) => Ok(cert),
         Ok(_) => Err(CertError::Malformed("bytes behind its end".into())),
         Err(e) => Err(CertError::Malformed(e.to_string())),
     }

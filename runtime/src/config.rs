@@ -35,6 +35,9 @@ pub enum ConfigError {
     Set(String),
 }
 
+/// Most parts of a dotted key of `--set`; each is a level of the stack.
+const MAX_DEPTH: usize = 16;
+
 /// Reads a configuration: the file if there is one, then each `key=value` of `sets` over it, where the key is dotted
 /// and the value is TOML, or a bare word taken as a string.
 ///
@@ -46,15 +49,27 @@ pub fn load<T: DeserializeOwned>(path: Option<&Path>, sets: &[String]) -> Result
         None => String::new(),
     };
     let name = path.map_or_else(|| "(no file)".to_owned(), |p| p.display().to_string());
+    parse(&name, &text, sets)
+}
+
+/// Reads a configuration as [`load`] does, from a text that is called `name` in errors.
+///
+/// # Errors
+/// If the whole is not a valid `T`.
+pub fn parse<T: DeserializeOwned>(name: &str, text: &str, sets: &[String]) -> Result<T, ConfigError> {
     if sets.is_empty() {
-        return toml::from_str(&text).map_err(|e| located(&name, &text, &e));
+        return toml::from_str(text).map_err(|e| located(name, text, &e));
     }
     // The file by itself first, so that its errors carry its own lines.
-    toml::from_str::<T>(&text).map_err(|e| located(&name, &text, &e))?;
-    let mut table: toml::Table = toml::from_str(&text).map_err(|e| located(&name, &text, &e))?;
+    toml::from_str::<T>(text).map_err(|e| located(name, text, &e))?;
+    let mut table: toml::Table = toml::from_str(text).map_err(|e| located(name, text, &e))?;
     for set in sets {
-        let (key, value) = set.split_once('=').ok_or_else(|| ConfigError::Set(set.clone()))?;
-        apply(&mut table, key, parse_value(value)).ok_or_else(|| ConfigError::Set(set.clone()))?;
+        let wrong = || ConfigError::Set(set.chars().take(80).collect());
+        let (key, value) = set.split_once('=').ok_or_else(wrong)?;
+        if key.matches('.').count() >= MAX_DEPTH {
+            return Err(wrong());
+        }
+        apply(&mut table, key, parse_value(value)).ok_or_else(wrong)?;
     }
     T::deserialize(table).map_err(|e| ConfigError::Parse {
         path: "--set".into(),
@@ -113,6 +128,7 @@ mod tests {
         port: u16,
     }
 
+    #[allow(clippy::unwrap_in_result, reason = "the result is what is tested, not how the file was made")]
     fn load_text(text: &str, sets: &[&str]) -> Result<Sample, String> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
@@ -138,6 +154,12 @@ mod tests {
         let error = load_text("", &["inner.prot=2"]).unwrap_err();
         assert!(error.contains("unknown field `prot`"), "{error}");
         assert!(load_text("", &["x"]).unwrap_err().contains("key=value"));
+    }
+
+    #[test]
+    fn a_key_of_very_many_parts_is_refused() {
+        let deep = format!("{}a=1", "a.".repeat(100_000));
+        assert!(load_text("", &[&deep]).unwrap_err().starts_with("--set \"a.a."));
     }
 
     #[test]

@@ -6,7 +6,14 @@
 //! An end is never silent: a stream that is dropped without [`SendHalf::finish`] is reset, a link that breaks is an
 //! error on every stream in it, and neither can be mistaken for a clean end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use proto::code::{CloseCode, ResetCode};
@@ -26,11 +33,12 @@ pub use end::{EndCause, LinkEnd};
 pub struct Link {
     connection: quinn::Connection,
     peer: Arc<CertFacts>,
+    pressure: Arc<Pressure>,
 }
 
 impl Link {
-    const fn new(connection: quinn::Connection, peer: Arc<CertFacts>) -> Self {
-        Self { connection, peer }
+    fn new(connection: quinn::Connection, peer: Arc<CertFacts>, room: usize) -> Self {
+        Self { connection, peer, pressure: Arc::new(Pressure { room, stalled: AtomicUsize::new(0) }) }
     }
 
     /// Who is on the other side, by its certificate.
@@ -58,7 +66,7 @@ impl Link {
     /// If the link has ended.
     pub async fn open(&self) -> Result<Stream, LinkEnd> {
         let (send, recv) = self.connection.open_bi().await.map_err(|e| LinkEnd::from_connection(&e))?;
-        Ok(Stream::new(send, recv))
+        Ok(Stream::new(send, recv, Arc::clone(&self.pressure)))
     }
 
     /// The next stream that the peer opens. Cancel-safe.
@@ -67,7 +75,7 @@ impl Link {
     /// If the link has ended.
     pub async fn accept(&self) -> Result<Stream, LinkEnd> {
         let (send, recv) = self.connection.accept_bi().await.map_err(|e| LinkEnd::from_connection(&e))?;
-        Ok(Stream::new(send, recv))
+        Ok(Stream::new(send, recv, Arc::clone(&self.pressure)))
     }
 
     /// Lets the peer have this many streams open at once.
@@ -133,11 +141,9 @@ pub struct Stream {
 }
 
 impl Stream {
-    const fn new(send: quinn::SendStream, recv: quinn::RecvStream) -> Self {
-        Self {
-            send: SendHalf { inner: send, ended: false },
-            recv: RecvHalf { inner: recv, head: Bytes::new(), ended: false },
-        }
+    fn new(send: quinn::SendStream, recv: quinn::RecvStream, pressure: Arc<Pressure>) -> Self {
+        let recv = RecvHalf { inner: recv, head: Bytes::new(), ended: false, pressure };
+        Self { send: SendHalf { inner: send, ended: false }, recv }
     }
 
     /// Breaks both directions.
@@ -202,6 +208,12 @@ impl SendHalf {
         Ok(self.inner.write_chunk(chunk).await?)
     }
 
+    /// Sends what is written here before what is written on other streams of the link, however many there are.
+    pub fn go_first(&self) {
+        // An error means that it has ended.
+        let _ = self.inner.set_priority(i32::MAX);
+    }
+
     /// Ends this direction cleanly: the peer reads everything and then the end.
     pub fn finish(&mut self) {
         self.ended = true;
@@ -259,9 +271,44 @@ pub struct RecvHalf {
     inner: quinn::RecvStream,
     head: Bytes,
     ended: bool,
+    pressure: Arc<Pressure>,
+}
+
+/// How many streams of a link are read by nobody. Each of them may hold a whole stream window of the link's, and once
+/// they hold most of it, the streams that are read wait for room as well.
+#[derive(Debug)]
+pub struct Pressure {
+    /// Stalled streams that leave enough room for the others.
+    room: usize,
+    stalled: AtomicUsize,
+}
+
+/// Counts a stream as stalled, until dropped.
+#[derive(Debug)]
+pub struct Stalled(Arc<Pressure>);
+
+impl Stalled {
+    /// Whether so many streams are stalled that the others suffer.
+    #[must_use]
+    pub fn others_suffer(&self) -> bool {
+        self.0.stalled.load(Ordering::Relaxed) > self.0.room
+    }
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        self.0.stalled.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl RecvHalf {
+    /// Notes that what came in cannot be passed on for now.
+    #[must_use]
+    pub fn stalled(&self) -> Stalled {
+        self.pressure.stalled.fetch_add(1, Ordering::Relaxed);
+        Stalled(Arc::clone(&self.pressure))
+    }
+
     /// The next bytes, at most `max`; `None` at the clean end. Cancel-safe.
     ///
     /// # Errors
@@ -301,8 +348,7 @@ impl RecvHalf {
 
     /// Puts bytes back in front, as a frame reader does with what it read too much.
     pub fn unread(&mut self, bytes: Bytes) {
-        debug_assert!(self.head.is_empty(), "bytes are put back once");
-        self.head = bytes;
+        self.head = if self.head.is_empty() { bytes } else { Bytes::from([&bytes[..], &self.head[..]].concat()) };
     }
 
     /// Tells the peer that nothing more will be read.

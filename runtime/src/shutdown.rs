@@ -110,6 +110,16 @@ pub async fn signal() -> std::io::Result<&'static str> {
     Ok(name)
 }
 
+/// Lets this process have as many descriptors as the system allows it: each stream needs one.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(error = %e, "the limit of open files stays as it was");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,16 +4,20 @@
 //! everything is delivered, then the end is passed on, and the other direction goes on. If anything breaks, everything
 //! breaks, on both sides, as a reset.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use proto::code::ResetCode;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::link::{RecvHalf, SendHalf, Stream, StreamError};
+use crate::link::{RecvHalf, SendHalf, Stalled, Stream, StreamError};
 
 mod socket;
 mod tcp;
@@ -23,6 +27,8 @@ pub use tcp::TcpEnd;
 
 /// Pieces that are moved at once. A QUIC packet's payload is one piece, so this is about 45 kB from a link.
 const PIECES: usize = 32;
+/// How long a reader may take nothing before it counts as stalled.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A direction broke.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,11 +58,15 @@ pub trait Source: Send {
     fn fill(&mut self, out: &mut [Bytes]) -> impl Future<Output = Result<usize, Broken>> + Send;
     /// Wants no more.
     fn stop(&mut self, code: ResetCode);
+    /// Notes that what came from here cannot be passed on for now; `None` where that hinders nobody else.
+    fn stalled(&self) -> Option<Stalled> {
+        None
+    }
 }
 
 /// Where bytes go to.
 pub trait Sink: Send {
-    /// Takes all pieces; waits while the way is full.
+    /// Takes all pieces; waits while the way is full. A call that is dropped leaves in `pieces` what was not taken.
     fn drain(&mut self, pieces: &mut [Bytes]) -> impl Future<Output = Result<(), Broken>> + Send;
     /// Passes the clean end on.
     fn finish(&mut self) -> impl Future<Output = Result<(), Broken>> + Send;
@@ -95,6 +105,16 @@ impl Meter {
     pub fn down(&self) -> u64 {
         self.down.load(Ordering::Relaxed)
     }
+
+    /// Counts bytes that went towards the second end by another way than [`splice`].
+    pub fn add_up(&self, bytes: usize) {
+        self.up.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that came from the second end by another way than [`splice`].
+    pub fn add_down(&self, bytes: usize) {
+        self.down.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 /// Moves bytes between `a` and `b` until both directions have ended and what was sent has arrived.
@@ -132,8 +152,30 @@ async fn pump(from: &mut impl Source, to: &mut impl Sink, count: &AtomicU64) -> 
         }
         let batch = &mut pieces[..filled];
         let bytes: usize = batch.iter().map(Bytes::len).sum();
-        to.drain(batch).await?;
+        if let Ok(drained) = timeout(PATIENCE, to.drain(batch)).await {
+            drained?;
+        } else {
+            drain_slowly(from, to, batch).await?;
+        }
         count.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Goes on with a reader that has taken nothing for a while. It may take as long as it likes, as long as the streams
+/// beside it do not suffer.
+async fn drain_slowly(from: &impl Source, to: &mut impl Sink, batch: &mut [Bytes]) -> Result<(), Broken> {
+    let mut stalled = from.stalled();
+    loop {
+        if stalled.as_ref().is_some_and(Stalled::others_suffer) {
+            return Err(Broken { code: ResetCode::Stalled, detail: ResetCode::Stalled.sentence().into() });
+        }
+        let left: usize = batch.iter().map(Bytes::len).sum();
+        match timeout(PATIENCE, to.drain(batch)).await {
+            Ok(drained) => return drained,
+            // It reads, if slowly.
+            Err(_) if batch.iter().map(Bytes::len).sum::<usize>() < left => stalled = None,
+            Err(_) => stalled = stalled.or_else(|| from.stalled()),
+        }
     }
 }
 
@@ -153,6 +195,10 @@ impl Source for RecvHalf {
 
     fn stop(&mut self, code: ResetCode) {
         Self::stop(self, code);
+    }
+
+    fn stalled(&self) -> Option<Stalled> {
+        Some(Self::stalled(self))
     }
 }
 

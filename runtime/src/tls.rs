@@ -86,6 +86,20 @@ impl TrustBundle {
         changed
     }
 
+    /// Checks that these roots vouch for a certificate which this process is about to show. A clock that stands before
+    /// the certificate's first second does not matter.
+    ///
+    /// # Errors
+    /// If the chain leads to none of the roots, or has ended.
+    pub fn vouches_for(&self, credentials: &Credentials) -> Result<(), Error> {
+        let [leaf, intermediates @ ..] = credentials.chain() else { return Err(Error::NoCertificatesPresented) };
+        let now = Duration::from_secs(crate::clock::unix_now().try_into().unwrap_or(0));
+        MeshVerifier::of_clients(self.clone(), true)
+            .knowing_that(credentials.facts().not_before)
+            .verify(leaf, intermediates, UnixTime::since_unix_epoch(now), KeyUsage::client_auth())
+            .map(drop)
+    }
+
     fn anchors(&self) -> Arc<Vec<TrustAnchor<'static>>> {
         Arc::clone(&self.0.read().anchors)
     }
@@ -253,11 +267,39 @@ fn pki_error(error: &webpki::Error) -> Error {
     let certificate = match error {
         E::CertExpired { .. } => CertificateError::Expired,
         E::CertNotValidYet { .. } => CertificateError::NotValidYet,
-        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        // A CA with the same name and another key is another CA.
+        E::UnknownIssuer | E::InvalidSignatureForPublicKey => CertificateError::UnknownIssuer,
         E::BadDer => CertificateError::BadEncoding,
         other => return self::other(other.to_string()),
     };
     Error::InvalidCertificate(certificate)
+}
+
+/// The part that every verifier of rustls has: signatures of TLS 1.3 by the algorithms in `self`, and none of TLS 1.2.
+macro_rules! tls13_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, cert, dss, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.algorithms.supported_schemes()
+        }
+    };
 }
 
 impl ServerCertVerifier for MeshVerifier {
@@ -277,27 +319,7 @@ impl ServerCertVerifier for MeshVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    tls13_signatures!();
 }
 
 impl ClientCertVerifier for MeshVerifier {
@@ -318,27 +340,7 @@ impl ClientCertVerifier for MeshVerifier {
         self.verify(leaf, intermediates, now, KeyUsage::client_auth()).map(|_| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    tls13_signatures!();
 }
 
 /// Verifies control by the hash of its CA alone, for the first contact of a machine that has only a join line.
@@ -382,27 +384,7 @@ impl ServerCertVerifier for PinnedVerifier {
         )
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    tls13_signatures!();
 }
 
 /// A server of the mesh: shows the identity, verifies clients, speaks the ALPN protocols, TLS 1.3 only.

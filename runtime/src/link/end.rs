@@ -117,10 +117,7 @@ impl LinkEnd {
     /// The code that the peer closed with, if it did.
     #[must_use]
     pub const fn close_code(&self) -> Option<CloseCode> {
-        match self.cause {
-            EndCause::Closed(code) => Some(code),
-            _ => None,
-        }
+        if let EndCause::Closed(code) = self.cause { Some(code) } else { None }
     }
 
     pub(super) fn from_connection(error: &ConnectionError) -> Self {

@@ -7,16 +7,18 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::hmac;
+use proto::code::CloseCode;
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig,
-    VarInt,
+    ClientConfig, Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, ServerConfig,
+    TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::{EndCause, Link, LinkEnd};
-use crate::{cert::CertFacts, tls};
+use crate::tls;
 
 /// What a link may use. Every limit is set here; none is left to a library's default.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +42,10 @@ pub struct LinkLimits {
 impl Default for LinkLimits {
     fn default() -> Self {
         Self {
-            stream_window: 1024 * 1024,
-            link_window: 32 * 1024 * 1024,
+            // What is not read costs up to three times its size, since a packet that waits keeps the whole batch that it
+            // came with. So this is 2 MiB for a stream at most, and 32 MiB for a link.
+            stream_window: 512 * 1024,
+            link_window: 7 * 1024 * 1024,
             send_window: 8 * 1024 * 1024,
             streams: 64,
             idle: Duration::from_secs(12),
@@ -51,12 +55,41 @@ impl Default for LinkLimits {
     }
 }
 
+/// Least time between two resets for links that are not known. quinn's 20 ms would need minutes for ten thousand edges.
+const RESET_INTERVAL: Duration = Duration::from_micros(100);
+/// Length of connection ids in bytes.
+const ID: usize = 8;
+
+/// Connection ids without a signature. quinn's own are signed with a key of the process, so that a process which was
+/// started again would take those of the one before for noise, and send no reset.
+#[derive(Debug)]
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&rand::random::<[u8; ID]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        ID
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
 /// Wanted size of a UDP socket's buffers in bytes; the system may grant less.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 /// First size of a datagram's payload: what every IPv6 path takes (RFC 9000, 14).
 const INITIAL_MTU: u16 = 1200;
 
 impl LinkLimits {
+    /// Streams that may each hold their whole window before they hold three quarters of the link's.
+    const fn stalled_streams(&self) -> usize {
+        (self.link_window / 4 * 3 / self.stream_window) as usize
+    }
+
     fn transport(&self) -> TransportConfig {
         let mut transport = TransportConfig::default();
         transport
@@ -113,11 +146,20 @@ pub fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// The endpoint of a process whose peers notice at their next packet that it has restarted: its stateless resets are
+/// made with a key that outlives it.
+#[must_use]
+pub fn known_endpoint(reset_key: &[u8]) -> EndpointConfig {
+    let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
+    endpoint.cid_generator(|| Box::new(RandomIds)).min_reset_interval(RESET_INTERVAL);
+    endpoint
+}
+
 /// Accepts links.
 #[derive(Clone, Debug)]
 pub struct Listener {
     endpoint: Endpoint,
-    handshake: Duration,
+    limits: LinkLimits,
 }
 
 impl Listener {
@@ -128,13 +170,29 @@ impl Listener {
     pub fn bind(address: SocketAddr, config: ServerConfig, limits: &LinkLimits) -> io::Result<Self> {
         let socket = udp_socket(address)?;
         let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))?;
-        Ok(Self { endpoint, handshake: limits.handshake })
+        Ok(Self { endpoint, limits: *limits })
+    }
+
+    /// Listens as the process before this one did: with the same reset key, links of a process that was killed are
+    /// told so with their next packet (RFC 9000, 10.3) instead of dying of silence.
+    ///
+    /// # Errors
+    /// If the socket cannot be opened.
+    pub fn bind_again(
+        address: SocketAddr,
+        config: ServerConfig,
+        limits: &LinkLimits,
+        reset_key: &[u8],
+    ) -> io::Result<Self> {
+        let (endpoint, socket) = (known_endpoint(reset_key), udp_socket(address)?);
+        let endpoint = Endpoint::new(endpoint, Some(config), socket, Arc::new(TokioRuntime))?;
+        Ok(Self { endpoint, limits: *limits })
     }
 
     /// Listens on an endpoint that was made elsewhere, as simulations do.
     #[must_use]
     pub const fn from_endpoint(endpoint: Endpoint, limits: &LinkLimits) -> Self {
-        Self { endpoint, handshake: limits.handshake }
+        Self { endpoint, limits: *limits }
     }
 
     /// Where it listens.
@@ -148,7 +206,7 @@ impl Listener {
     /// The next one who wants in; `None` once the listener is closed. Cancel-safe.
     pub async fn accept(&self) -> Option<Arriving> {
         let incoming = self.endpoint.accept().await?;
-        Some(Arriving { incoming, handshake: self.handshake })
+        Some(Arriving { incoming, limits: self.limits })
     }
 
     /// Links that are open or have not said their last word.
@@ -162,6 +220,11 @@ impl Listener {
         self.endpoint.set_server_config(None);
     }
 
+    /// Closes every link.
+    pub fn close(&self, code: CloseCode) {
+        self.endpoint.close(code.number().into(), code.sentence().as_bytes());
+    }
+
     /// Waits until every link has said its last word.
     pub async fn idle(&self) {
         self.endpoint.wait_idle().await;
@@ -172,7 +235,7 @@ impl Listener {
 #[derive(Debug)]
 pub struct Arriving {
     incoming: quinn::Incoming,
-    handshake: Duration,
+    limits: LinkLimits,
 }
 
 impl Arriving {
@@ -197,8 +260,8 @@ impl Arriving {
         if !self.incoming.may_retry() {
             return Err(self);
         }
-        let handshake = self.handshake;
-        self.incoming.retry().map_err(|e| Self { incoming: e.into_incoming(), handshake })
+        let limits = self.limits;
+        self.incoming.retry().map_err(|e| Self { incoming: e.into_incoming(), limits })
     }
 
     /// Does the handshake, within its deadline.
@@ -207,8 +270,8 @@ impl Arriving {
     /// If it fails, or the peer's certificate is not of a mesh.
     pub async fn accept(self) -> Result<Link, LinkEnd> {
         let connecting = self.incoming.accept().map_err(|e| LinkEnd::from_connection(&e))?;
-        let connection = within(self.handshake, connecting).await?;
-        link_of(connection)
+        let connection = within(self.limits.handshake, connecting).await?;
+        link_of(connection, &self.limits)
     }
 }
 
@@ -226,20 +289,20 @@ enum Sockets {
 pub struct Dialer {
     sockets: Sockets,
     config: ClientConfig,
-    handshake: Duration,
+    limits: LinkLimits,
 }
 
 impl Dialer {
     /// Dials from a new UDP socket each time.
     #[must_use]
     pub const fn new(config: ClientConfig, limits: &LinkLimits) -> Self {
-        Self { sockets: Sockets::PerDial, config, handshake: limits.handshake }
+        Self { sockets: Sockets::PerDial, config, limits: *limits }
     }
 
     /// Dials from an endpoint that was made elsewhere.
     #[must_use]
     pub const fn from_endpoint(endpoint: Endpoint, config: ClientConfig, limits: &LinkLimits) -> Self {
-        Self { sockets: Sockets::Shared(endpoint), config, handshake: limits.handshake }
+        Self { sockets: Sockets::Shared(endpoint), config, limits: *limits }
     }
 
     /// The same dialer with another identity or other roots.
@@ -261,7 +324,7 @@ impl Dialer {
         let connecting = endpoint
             .connect_with(self.config.clone(), address, name)
             .map_err(|e| LinkEnd::new(EndCause::NoRoute, e.to_string()))?;
-        link_of(within(self.handshake, connecting).await?)
+        link_of(within(self.limits.handshake, connecting).await?, &self.limits)
     }
 }
 
@@ -281,16 +344,16 @@ async fn within(deadline: Duration, connecting: quinn::Connecting) -> Result<Con
     }
 }
 
-fn link_of(connection: Connection) -> Result<Link, LinkEnd> {
+fn link_of(connection: Connection, limits: &LinkLimits) -> Result<Link, LinkEnd> {
     let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     match tls::peer_facts(chain.as_deref().map(Vec::as_slice)) {
-        Ok(Some(facts)) => Ok(Link::new(connection, Arc::<CertFacts>::new(facts))),
+        Ok(Some(facts)) => Ok(Link::new(connection, Arc::new(facts), limits.stalled_streams())),
         Ok(None) => Err(refuse(&connection, "no certificate")),
         Err(e) => Err(refuse(&connection, &e.to_string())),
     }
 }
 
 fn refuse(connection: &Connection, why: &str) -> LinkEnd {
-    connection.close(proto::code::CloseCode::WrongRole.number().into(), why.as_bytes());
+    connection.close(CloseCode::WrongRole.number().into(), why.as_bytes());
     LinkEnd::new(EndCause::WrongPeer, why)
 }

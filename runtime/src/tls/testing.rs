@@ -1,8 +1,8 @@
 //! A CA for tests and simulations. Control has the real one.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, SignatureAlgorithm,
 };
 
 use super::TrustBundle;
@@ -58,6 +58,17 @@ impl TestCa {
         let key = KeyPair::generate_for(self.algorithm).expect("a key can be made");
         let leaf = params.signed_by(&key, &self.issuer).expect("a leaf can be issued");
         Credentials::new(NodeKey::from_key_pair(key), vec![leaf.der().clone()]).expect("it fits its key")
+    }
+
+    /// Issues for `role/name` to the key of a request (PKCS#10, DER), as control does at a renewal. Returns DER.
+    #[must_use]
+    pub fn sign(&self, who: &str, csr: &[u8]) -> Vec<u8> {
+        let mut request = CertificateSigningRequestParams::from_der(&csr.to_vec().into()).expect("a request");
+        let uri = format!("spiffe://mesh.test/{who}");
+        request.params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("ASCII"))];
+        request.params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        request.signed_by(&self.issuer).expect("a leaf can be issued").der().to_vec()
     }
 }
 
