@@ -21,7 +21,8 @@ use rcgen::{
 use runtime::cert::{self, CertError};
 use rustls_pki_types::CertificateDer;
 
-/// How far back a certificate's life begins, so that machines whose clock is behind can use it at once.
+/// How far back a certificate's life begins, so that machines whose clock is behind can use it at once. No more than a
+/// quarter of its life to come, or a short one would be due for renewal when it is issued.
 pub const BACKDATED: Duration = Duration::from_secs(600);
 /// Life of a CA that control makes: ten years.
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -201,13 +202,7 @@ impl Ca {
     ///
     /// # Errors
     /// If the CA itself has ended, or a name cannot stand in a certificate.
-    pub fn issue(
-        &self,
-        holder: &Holder,
-        key: &SubjectPublicKeyInfo,
-        ttl: Duration,
-        now: i64,
-    ) -> Result<Leaf, CaError> {
+    pub fn issue(&self, holder: &Holder, key: &SubjectPublicKeyInfo, ttl: Duration, now: i64) -> Result<Leaf, CaError> {
         let not_after = now.saturating_add_unsigned(ttl.as_secs()).min(self.not_after);
         if not_after <= now {
             return Err(CaError::Ended);
@@ -270,7 +265,8 @@ fn subject(holder: &Holder) -> DistinguishedName {
 
 fn life(params: &mut CertificateParams, now: i64, not_after: i64) {
     let at = |unix: i64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(unix.try_into().unwrap_or(0));
-    params.not_before = at(now.saturating_sub_unsigned(BACKDATED.as_secs()));
+    let back = BACKDATED.as_secs().min(not_after.saturating_sub(now).unsigned_abs() / 4);
+    params.not_before = at(now.saturating_sub_unsigned(back));
     params.not_after = at(not_after);
 }
 
@@ -323,6 +319,9 @@ mod tests {
         let usage = x509.extended_key_usage().unwrap().unwrap().value;
         assert!(usage.client_auth && usage.server_auth && !usage.any);
         assert!(x509.raw_serial().len() >= 16);
+        let short = ca.issue(&who, key(&[]).key(), Duration::from_secs(60), NOW).unwrap();
+        let facts = CertFacts::from_der(&short.der).unwrap();
+        assert!(facts.renew_at() > NOW + 30, "a short life is not due for renewal at its beginning");
         roots::verify(&[ca.certificate().clone()], &leaf.der, NOW).unwrap();
     }
 
@@ -331,10 +330,7 @@ mod tests {
         let ca = ca();
         let late = ca.not_after() - 10;
         let who = holder("spiffe://mesh.test/edge/shop-1");
-        assert_eq!(
-            ca.issue(&who, key(&[]).key(), Duration::from_secs(3600), late).unwrap().not_after,
-            ca.not_after()
-        );
+        assert_eq!(ca.issue(&who, key(&[]).key(), Duration::from_secs(3600), late).unwrap().not_after, ca.not_after());
         let ended = ca.issue(&who, key(&[]).key(), Duration::from_secs(3600), ca.not_after());
         assert!(matches!(ended, Err(CaError::Ended)));
     }

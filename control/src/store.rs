@@ -1,6 +1,6 @@
 //! What control keeps: tokens, edges, certificates, rules, the leases of shards. One SQL text for SQLite and PostgreSQL.
 //!
-//! Every transaction that writes begins with [`Store::begin`]: it locks the one row of `meta`, counts its revision up,
+//! Every transaction that writes begins in one place, `Store::begin`: it locks the one row of `meta`, counts its revision up,
 //! and is told which sections of the watch it changes. So writers come one after the other, revisions are committed in
 //! their order, and whoever polls the revision misses nothing. Every call has a deadline; an error never holds the
 //! database's URL, because that may hold a password.
@@ -184,9 +184,8 @@ impl Store {
 
     /// Begins a transaction that writes, once it is its turn.
     async fn begin(&self) -> Result<Change, StoreError> {
-        let turn = match timeout(DEADLINE, Arc::clone(&self.turn).acquire_owned()).await {
-            Ok(Ok(turn)) => turn,
-            Ok(Err(_)) | Err(_) => return Err(self.failed(StoreError::Busy)),
+        let Ok(Ok(turn)) = timeout(DEADLINE, Arc::clone(&self.turn).acquire_owned()).await else {
+            return Err(self.failed(StoreError::Busy));
         };
         let begun = self
             .read(async {

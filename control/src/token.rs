@@ -106,7 +106,7 @@ pub enum Refusal {
     },
     /// It is for the proxy door.
     #[error(
-        "this is an access token, for the proxy door of a shard; enrolling takes one from 'meshctl token create edge'"
+        "this is an access token, for the proxy door of a shard; enrolling takes one from 'meshctl token create --edge'"
     )]
     OtherKind,
     /// Neither the token nor the request has a name.
@@ -202,7 +202,8 @@ mod tests {
     #[test]
     fn what_is_no_token_has_no_id() {
         let long = format!("cw_abcdefgh.{}", "a".repeat(200));
-        for text in ["", "cw_", "cw_abcdefgh", "cw_abcdefgh.short", "xx_abcdefgh.abcdefghabcdefghabcdefghabcdefgh", &long]
+        for text in
+            ["", "cw_", "cw_abcdefgh", "cw_abcdefgh.short", "xx_abcdefgh.abcdefghabcdefghabcdefghabcdefgh", &long]
         {
             assert_eq!(id_of(&Secret::new(text.into())), None, "{text}");
         }

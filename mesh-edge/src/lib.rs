@@ -1,1 +1,238 @@
-//! mesh-edge
+//! The edge put together: one tunnel to the mesh, and the streams that come through it.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::{Context, bail};
+use parking_lot::Mutex;
+use prometheus::Registry;
+use proto::{id::EdgeId, identity::Role};
+use rand::{SeedableRng, rngs::StdRng};
+use runtime::{
+    access::AccessWriter,
+    admin::{self, Ready},
+    identity::{Credentials, IdentityDir},
+    link::{
+        LinkEnd,
+        quic::{self, Dialer, LinkLimits},
+    },
+    shutdown::Tasks,
+    tls::{self, LiveIdentity, MeshVerifier, TrustBundle},
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    config::EdgeConfig,
+    course::Course,
+    dice::Dice,
+    life::{Life, LifeParts, Line, Phase},
+    link::TunnelParts,
+    metrics::Metrics,
+    renew::Renewer,
+    serve::{Server, ServerParts},
+};
+
+pub mod allow;
+pub mod config;
+pub mod course;
+pub mod dial;
+pub mod dice;
+pub mod enrol;
+pub mod life;
+pub mod link;
+pub mod load;
+pub mod metrics;
+pub mod ready;
+pub mod renew;
+pub mod serve;
+
+/// A running edge. It stops with its tasks.
+#[derive(Debug)]
+pub struct Edge {
+    name: EdgeId,
+    phase: watch::Receiver<Phase>,
+    ready: Ready,
+    metrics: Arc<Metrics>,
+    identity: LiveIdentity,
+    admin: Option<SocketAddr>,
+}
+
+impl Edge {
+    /// Who it is.
+    #[must_use]
+    pub const fn name(&self) -> &EdgeId {
+        &self.name
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.clone()
+    }
+
+    /// What `/readyz` says.
+    #[must_use]
+    pub const fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The identity that it shows.
+    #[must_use]
+    pub const fn identity(&self) -> &LiveIdentity {
+        &self.identity
+    }
+
+    /// Where the admin server listens; `None` in simulations.
+    #[must_use]
+    pub const fn admin(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+}
+
+/// What an edge is made of. A simulation puts in what it steers: a dialer from an endpoint of its own, a seed.
+#[derive(Debug)]
+pub struct EdgeParts {
+    /// The configuration; its `shards` are where to begin.
+    pub config: EdgeConfig,
+    /// Who it is.
+    pub credentials: Credentials,
+    /// The same, as it is shown; the dialer must show this one.
+    pub identity: LiveIdentity,
+    /// Whom it trusts; the dialer must trust this one.
+    pub bundle: TrustBundle,
+    /// Dials shards.
+    pub dialer: Dialer,
+    /// Takes access records.
+    pub access: AccessWriter,
+    /// Takes metrics.
+    pub registry: Registry,
+    /// Chance.
+    pub rng: StdRng,
+    /// Where renewed identities are kept; `None` keeps them in memory.
+    pub store: Option<IdentityDir>,
+}
+
+/// The client half of an edge's endpoint, with an empty session cache.
+///
+/// # Errors
+/// If TLS cannot be set up.
+pub fn client_config(
+    identity: &LiveIdentity,
+    bundle: &TrustBundle,
+    limits: &LinkLimits,
+) -> Result<quinn::ClientConfig, LinkEnd> {
+    // The beginning of our own certificate is a time that has passed, even if the clock does not know it.
+    let shards = MeshVerifier::of_servers(bundle.clone(), Role::Shard).knowing_that(identity.facts().not_before);
+    let tls = tls::client_config(Some(identity), Arc::new(shards), &[proto::ALPN_MESH])
+        .map_err(|e| LinkEnd::new(runtime::link::EndCause::Transport, e.to_string()))?;
+    quic::client_config(tls, limits)
+}
+
+/// Starts an edge from its parts. Opens no socket by itself.
+///
+/// # Errors
+/// If the configuration makes no sense, or no shard is known.
+pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
+    let EdgeParts { config, credentials, identity, bundle, dialer, access, registry, rng, store } = parts;
+    config.check()?;
+    let Some(name) = credentials.facts().identity.edge() else {
+        bail!("{} is no edge; enrol this machine with a join line for an edge", credentials.facts().identity);
+    };
+    let course = Course::new(config.shards.clone()).context(
+        "no shard is known: neither does `shards` in the configuration name one, nor did enrolment, nor does control now; start one, or write shards = [\"HOST:7400\"]",
+    )?;
+    let metrics = Arc::new(Metrics::new(&registry)?);
+    let (dice, dialer) = (Dice::new(rng), Arc::new(Mutex::new(dialer)));
+    let (renewed, answers) = mpsc::channel(1);
+    let (phase_sender, phase) = watch::channel(Phase::Starting);
+    let (line_sender, line) = watch::channel(Line::default());
+    let server_parts = ServerParts { edge: name.clone(), access, metrics: Arc::clone(&metrics), tasks: tasks.clone() };
+    let server = Server::new(config.allowed(name.clone()), config.dial_timeout, config.limits.streams, server_parts);
+    let life = LifeParts {
+        name: name.clone(),
+        dialer: Arc::clone(&dialer),
+        server: Arc::new(server),
+        tunnel: TunnelParts {
+            services: config.announced(),
+            renewed,
+            metrics: Arc::clone(&metrics),
+            tasks: tasks.clone(),
+        },
+        dice: dice.clone(),
+        drain: config.drain,
+        phase: phase_sender,
+        line: line_sender,
+    };
+    let renewer = Renewer {
+        credentials: Arc::new(credentials),
+        identity: identity.clone(),
+        bundle,
+        dialer,
+        limits: config.link_limits(),
+        store,
+        line: line.clone(),
+        answers,
+        metrics: Arc::clone(&metrics),
+        dice,
+    };
+    let ready = Ready::new();
+    let part = ready.part("tunnel");
+    tasks.spawn(Life::new(life, course).run());
+    tasks.spawn(tasks.token().run_until_cancelled_owned(renewer.run()));
+    let (stopping, follow) = (tasks.token(), ready::keep(part.clone(), phase.clone(), line));
+    tasks.spawn(async move {
+        stopping.run_until_cancelled(follow).await;
+        part.down("the edge is shutting down");
+    });
+    Ok(Edge { name, phase, ready, metrics, identity, admin: None })
+}
+
+/// Starts an edge: identity from `data_dir`, real sockets, the admin server. Returns once sockets are bound; whether a
+/// shard is reached is told by [`Edge::phase`].
+///
+/// # Errors
+/// If there is no identity, the configuration makes no sense, or an address is taken.
+pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge> {
+    config.check()?;
+    let dir = IdentityDir::open(&config.data_dir)?;
+    let Some((credentials, bundle)) = dir.load()? else {
+        bail!(
+            "{} holds no identity; enrol with 'mesh-edge join', or put a join line into {}",
+            config.data_dir.display(),
+            enrol::JOIN_VARIABLE
+        );
+    };
+    let identity = LiveIdentity::new(&credentials).context("the private key cannot be used")?;
+    if config.shards.is_empty() {
+        config.shards = enrol::noted_shards(&dir)?;
+    }
+    if config.shards.is_empty() {
+        config.shards = enrol::ask_for_shards(&dir, &identity, &bundle).await?;
+    }
+    let limits = config.link_limits();
+    let dialer = Dialer::new(client_config(&identity, &bundle, &limits)?, &limits);
+    let access = AccessWriter::start(&config.access, &tasks).context("cannot open the access log")?;
+    let (registry, address) = (Registry::new(), config.admin);
+    let parts = EdgeParts {
+        config,
+        credentials,
+        identity,
+        bundle,
+        dialer,
+        access,
+        registry: registry.clone(),
+        rng: StdRng::from_rng(&mut rand::rng()),
+        store: Some(dir),
+    };
+    let mut edge = start_with(parts, tasks.clone())?;
+    let bound = admin::serve(address, registry, edge.ready.clone(), &tasks)
+        .await
+        .with_context(|| format!("cannot serve admin on {address}; set `admin` to a free address"))?;
+    edge.admin = Some(bound);
+    Ok(edge)
+}

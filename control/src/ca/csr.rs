@@ -70,7 +70,7 @@ impl Csr {
             return Err(CsrError::TooLong(der.len()));
         }
         let csr = match X509CertificationRequest::from_der(der) {
-            Ok((rest, csr)) if rest.is_empty() => csr,
+            Ok(([], csr)) => csr,
             Ok(_) => return Err(CsrError::Malformed("bytes behind its end".into())),
             Err(e) => return Err(CsrError::Malformed(e.to_string())),
         };

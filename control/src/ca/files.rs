@@ -16,13 +16,7 @@ pub const KEY: &str = "ca.key";
 ///
 /// # Errors
 /// If a file cannot be read or written, or certificate and key cannot be used together.
-pub fn open(
-    certificate: &Path,
-    key: &Path,
-    make: bool,
-    domain: &TrustDomain,
-    now: i64,
-) -> Result<(Ca, bool), CaError> {
+pub fn open(certificate: &Path, key: &Path, make: bool, domain: &TrustDomain, now: i64) -> Result<(Ca, bool), CaError> {
     let made = make && !certificate.exists();
     if made {
         let (cert_pem, key_pem) = Ca::make(domain, now)?;

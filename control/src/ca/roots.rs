@@ -115,11 +115,8 @@ pub fn check_proof(
     let message = [RENEW_CONTEXT, csr].concat();
     let provider = runtime::tls::provider();
     // What a key of the CSR's kinds signs with; the certificate's own key decides which of them fits.
-    let schemes = [
-        SignatureScheme::ECDSA_NISTP256_SHA256,
-        SignatureScheme::ECDSA_NISTP384_SHA384,
-        SignatureScheme::ED25519,
-    ];
+    let schemes =
+        [SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ECDSA_NISTP384_SHA384, SignatureScheme::ED25519];
     let holds = provider
         .signature_verification_algorithms
         .mapping
@@ -143,9 +140,8 @@ mod tests {
         let (_, proof) = present.renewal(&[]).unwrap();
         let leaf = CertificateDer::from(proof.certificate.to_vec());
         let now = unix_now();
-        let check = |csr: &[u8], signature: &[u8], bundle: &TrustBundle| {
-            check_proof(bundle, &leaf, csr, signature, now)
-        };
+        let check =
+            |csr: &[u8], signature: &[u8], bundle: &TrustBundle| check_proof(bundle, &leaf, csr, signature, now);
         assert_eq!(check(&proof.csr, &proof.signature, &ca.bundle()), Ok(()));
         let (_, other) = present.renewal(&[]).unwrap();
         assert_eq!(check(&other.csr, &proof.signature, &ca.bundle()), Err(ProofError::Signature));

@@ -61,10 +61,9 @@ impl Store {
             "postgres" | "postgresql" => Dialect::Postgres,
             _ => return Err(StoreError::Url("the database must be a URL that begins with sqlite: or postgres:")),
         };
-        let options: AnyConnectOptions = url
-            .reveal()
-            .parse()
-            .map_err(|_| StoreError::Url("the database's URL cannot be read (it is not shown: it may hold a password)"))?;
+        let options: AnyConnectOptions = url.reveal().parse().map_err(|_| {
+            StoreError::Url("the database's URL cannot be read (it is not shown: it may hold a password)")
+        })?;
         let options = options.disable_statement_logging();
         let pool = timeout(OPENING, pool(dialect, options)).await.map_err(|_| StoreError::Deadline)??;
         timeout(OPENING, migrations().run(&pool)).await.map_err(|_| StoreError::Deadline)??;
@@ -160,11 +159,5 @@ async fn pool(dialect: Dialect, options: AnyConnectOptions) -> Result<AnyPool, s
 }
 
 fn migrations() -> Migrator {
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "init".into(),
-        MigrationType::Simple,
-        INIT.into_sql_str(),
-        false,
-    )])
+    Migrator::with_migrations(vec![Migration::new(1, "init".into(), MigrationType::Simple, INIT.into_sql_str(), false)])
 }

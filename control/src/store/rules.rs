@@ -30,8 +30,7 @@ impl Store {
     /// # Errors
     /// If the database cannot be written.
     pub async fn put_rule(&self, rule: &Rule) -> Result<i64, StoreError> {
-        let json =
-            serde_json::to_string(rule).map_err(|e| StoreError::Damaged { what: WHAT, why: e.to_string() })?;
+        let json = serde_json::to_string(rule).map_err(|e| StoreError::Damaged { what: WHAT, why: e.to_string() })?;
         let mut change = self.begin().await?;
         self.read(async {
             sqlx::query(

@@ -22,7 +22,7 @@ pub enum EnrolError {
     Refused(#[from] Refusal),
     /// An edge of that name is enrolled.
     #[error(
-        "an edge named {0} is enrolled already; choose another name, or take a token that may replace it ('meshctl token create edge --replace'), or revoke it first ('meshctl edge revoke {0}')"
+        "an edge named {0} is enrolled already; choose another name, or take a token that may replace it ('meshctl token create --edge --replace'), or revoke it first ('meshctl edge revoke {0}')"
     )]
     NameTaken(EdgeId),
     /// The database.

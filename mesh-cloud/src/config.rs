@@ -1,0 +1,119 @@
+//! The configuration of a shard. Every key is optional.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use proto::{id::ShardId, target::Target};
+use runtime::{access::AccessLog, telemetry::LogConfig};
+use serde::Deserialize;
+
+/// A shard's configuration file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShardConfig {
+    /// Where the identity lives. `/var/lib/causeway/shard`.
+    pub data_dir: PathBuf,
+    /// Name to enrol under; the host's name if none is given.
+    pub name: Option<ShardId>,
+    /// UDP address for tunnels, people's tools and other shards. `[::]:7400`.
+    pub listen: SocketAddr,
+    /// `host:port` at which edges reach `listen`; the port of `listen` on this host's own addresses if none is given.
+    pub advertise: Vec<String>,
+    /// DNS names and addresses that the certificate shall have, for tools that look at host names.
+    pub names: Vec<String>,
+    /// The domain below which services have names: `<service>.<edge>.<domain>`. `mesh.local`.
+    pub domain: String,
+    /// Where traffic enters.
+    pub doors: DoorsConfig,
+    /// `/livez`, `/readyz` and `/metrics`; `none` turns them off. `[::1]:7484`.
+    pub admin: Option<SocketAddr>,
+    /// Where access records go: `"stdout"`, `"off"`, or `{ file = "/path" }`.
+    pub access: AccessLog,
+    /// Logging.
+    pub log: LogConfig,
+    /// Seconds that streams have to end after SIGTERM; must lie inside `terminationGracePeriodSeconds`. 25.
+    pub drain_secs: u64,
+    /// Bounds.
+    pub limits: LimitsConfig,
+}
+
+impl Default for ShardConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/causeway/shard".into(),
+            name: None,
+            listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 7400)),
+            advertise: Vec::new(),
+            names: Vec::new(),
+            domain: "mesh.local".into(),
+            doors: DoorsConfig::default(),
+            admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 7484))),
+            access: AccessLog::default(),
+            log: LogConfig::default(),
+            drain_secs: 25,
+            limits: LimitsConfig::default(),
+        }
+    }
+}
+
+/// The doors. One without an address is shut.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DoorsConfig {
+    /// HTTP CONNECT and absolute-form HTTP, with or without TLS. `[::]:7480`.
+    pub proxy: Option<SocketAddr>,
+    /// Whether the proxy door takes tokens without TLS from other machines than this one. `false`.
+    pub proxy_plain: bool,
+    /// Services by the Host header. `[::]:7481`.
+    pub http: Option<SocketAddr>,
+    /// Services by TLS' server name. `[::]:7482`.
+    pub https: Option<SocketAddr>,
+    /// Single ports that lead to single targets.
+    pub tcp: Vec<TcpDoorConfig>,
+}
+
+impl Default for DoorsConfig {
+    fn default() -> Self {
+        let on = |port| Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+        Self { proxy: on(7480), proxy_plain: false, http: on(7481), https: on(7482), tcp: Vec::new() }
+    }
+}
+
+/// A port that leads to a target.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TcpDoorConfig {
+    /// Its name, for policy: `door/NAME`.
+    pub name: String,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where it leads: `shop-17:5432`, `shop-17/10.0.0.5:80`, `*/web`.
+    #[serde(deserialize_with = "target")]
+    pub target: Target,
+}
+
+fn target<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+/// Bounds of a shard.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Tunnels and people's links at once. 20,000.
+    pub links: usize,
+    /// Handshakes at once; more wait, or are told to prove their address. 512.
+    pub handshakes: usize,
+    /// Connections at once on each door. 20,000.
+    pub door_connections: usize,
+    /// Streams that one link may have open towards the shard. 1,024.
+    pub streams_per_link: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { links: 20_000, handshakes: 512, door_connections: 20_000, streams_per_link: 1024 }
+    }
+}

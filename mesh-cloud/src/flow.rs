@@ -1,0 +1,326 @@
+//! One flow through the shard, from the door's question to its access record.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use proto::{
+    code::{RefuseCode, ResetCode},
+    frame::{self, MAX_STREAM_HEAD},
+    id::EdgeId,
+    stream::{Answer, Refusal},
+};
+use runtime::{
+    access::{AccessRecord, AccessWriter},
+    frames::FrameReader,
+    link::{RecvHalf, SendHalf, Stalled, Stream},
+    splice::{Broken, End, Meter, Source, splice},
+};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::{live::Lease, metrics::Metrics, session::StreamCount};
+
+pub mod io;
+
+/// How long an edge may take to answer an Open. Its own deadline for dialling is shorter.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A flow whose Open is on its way.
+#[derive(Debug)]
+pub struct Pending {
+    pub(crate) stream: Stream,
+    pub(crate) trail: Trail,
+}
+
+/// A flow whose target is connected.
+#[derive(Debug)]
+pub struct Opened {
+    stream: Stream,
+    trail: Trail,
+}
+
+/// What a flow leaves behind, and what may end it.
+#[derive(Debug)]
+pub(crate) struct Trail {
+    pub(crate) edge: EdgeId,
+    /// Taken when it is written.
+    pub(crate) record: Option<AccessRecord>,
+    pub(crate) begun: Instant,
+    pub(crate) access: AccessWriter,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stopping: CancellationToken,
+    pub(crate) lease: Option<Lease>,
+    /// Counts the flow's bytes, whichever way they are moved.
+    pub(crate) meter: Arc<Meter>,
+    /// Bytes of the edge's answer that went through with the target's, and are not the target's.
+    pub(crate) answer_bytes: u64,
+    /// Held for as long as the flow counts as one of the edge's streams.
+    pub(crate) _count: StreamCount,
+}
+
+impl Pending {
+    /// Waits for the edge's answer.
+    ///
+    /// # Errors
+    /// If it is no, or does not come in time; the record has then been written.
+    pub async fn opened(mut self) -> Result<Opened, Refusal> {
+        let mut reader = FrameReader::new(MAX_STREAM_HEAD);
+        let deadline = self.trail.begun + ANSWER;
+        let answer = read_answer(&mut self.stream.recv, &mut reader, deadline, &self.trail.edge).await;
+        match answer {
+            Ok((Answer::Opened { edge, address }, _)) => {
+                self.stream.recv.unread(reader.into_rest());
+                let took = self.trail.begun.elapsed();
+                self.trail.opened(&edge, address, took);
+                Ok(Opened { stream: self.stream, trail: self.trail })
+            }
+            Ok((Answer::Refused(refusal), _)) | Err(refusal) => {
+                self.stream.abort(ResetCode::Cancelled);
+                self.trail.refused(&refusal).await;
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Moves bytes at once, without waiting for the answer: what the opener sends goes behind the Open, and a refusal
+    /// ends the flow with a reset.
+    pub async fn splice(self, opener: impl End) {
+        self.run(opener, Mode::Strip).await;
+    }
+
+    /// As [`Pending::splice`], for an opener that itself waits for an answer frame: the edge's goes through to it.
+    pub async fn relay(self, opener: Stream) {
+        self.run(opener, Mode::Relay).await;
+    }
+
+    async fn run(self, opener: impl End, mode: Mode) {
+        let answer = Arc::new(OnceLock::new());
+        let answering = Answering {
+            stream: self.stream,
+            mode,
+            answer: Arc::clone(&answer),
+            deadline: self.trail.begun + ANSWER,
+            edge: self.trail.edge.clone(),
+        };
+        let mut trail = self.trail;
+        let result = trail.splice(opener, answering).await;
+        match answer.get() {
+            Some((answer @ Answer::Opened { edge, address }, when)) => {
+                trail.opened(edge, address.clone(), *when - trail.begun);
+                if mode == Mode::Relay {
+                    trail.answer_bytes = answer.encode().len() as u64;
+                }
+                trail.ended(&result).await;
+            }
+            Some((Answer::Refused(refusal), _)) => trail.refused(refusal).await,
+            None => trail.ended(&result).await,
+        }
+    }
+}
+
+impl Opened {
+    /// The edge that serves.
+    #[must_use]
+    pub const fn edge(&self) -> &EdgeId {
+        &self.trail.edge
+    }
+
+    /// Moves bytes between the opener and the target until both directions have ended.
+    pub async fn splice(mut self, opener: impl End) {
+        let result = self.trail.splice(opener, self.stream).await;
+        self.trail.ended(&result).await;
+    }
+
+    /// The flow as a reader and writer, which leaves its record when it is dropped.
+    #[must_use]
+    pub fn into_io(self) -> io::RecordedIo {
+        io::RecordedIo::new(self)
+    }
+}
+
+impl Trail {
+    async fn splice(&mut self, opener: impl End, target: impl End) -> Result<(), Broken> {
+        let meter = Arc::clone(&self.meter);
+        let never = CancellationToken::new();
+        let revoked = self.lease.as_ref().map_or(&never, Lease::ended);
+        // Dropping the splice would reset as well; running it to its end under a token gives the reset its code.
+        let cancel = self.stopping.child_token();
+        let moving = splice(opener, target, &meter, &cancel);
+        tokio::pin!(moving);
+        tokio::select! {
+            biased;
+            () = revoked.cancelled() => {
+                cancel.cancel();
+                let _ = moving.await;
+                Err(Broken { code: ResetCode::Revoked, detail: ResetCode::Revoked.sentence().into() })
+            }
+            result = &mut moving => result,
+        }
+    }
+
+    fn opened(&mut self, edge: &EdgeId, address: String, took: Duration) {
+        self.metrics.open_seconds.observe(took.as_secs_f64());
+        if let Some(record) = &mut self.record {
+            record.edge = edge.to_string();
+            record.address = address;
+            record.open_us = micros(took);
+        }
+    }
+
+    async fn ended(mut self, result: &Result<(), Broken>) {
+        let Some(record) = self.end_record(result) else { return };
+        self.access.clone().write(record).await;
+    }
+
+    /// As [`Trail::ended`], from where nobody can wait.
+    fn ended_now(mut self, result: &Result<(), Broken>) {
+        if let Some(record) = self.end_record(result)
+            && !self.access.write_now(record)
+        {
+            self.metrics.records_lost.inc();
+        }
+    }
+
+    fn end_record(&mut self, result: &Result<(), Broken>) -> Option<AccessRecord> {
+        let mut record = self.record.take()?.ended(result, self.begun.elapsed());
+        (record.up, record.down) = (self.meter.up(), self.meter.down().saturating_sub(self.answer_bytes));
+        self.metrics.stream_ended(&record);
+        Some(record)
+    }
+
+    async fn refused(mut self, refusal: &Refusal) {
+        let Some(record) = self.record.take() else { return };
+        let record = record.refused(refusal.code, &refusal.reason);
+        self.metrics.stream_ended(&record);
+        self.access.clone().write(record).await;
+    }
+}
+
+impl Drop for Trail {
+    /// The opener went away before there was an end: it is recorded all the same.
+    fn drop(&mut self) {
+        let Some(mut record) = self.record.take() else { return };
+        (record.up, record.down) = (self.meter.up(), self.meter.down().saturating_sub(self.answer_bytes));
+        record.outcome = "cancelled";
+        record.code = ResetCode::Cancelled.slug();
+        record.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.metrics.stream_ended(&record);
+        if !self.access.write_now(record) {
+            self.metrics.records_lost.inc();
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Reads the answer frame; also returns its bytes, for those who pass it on.
+async fn read_answer(
+    recv: &mut RecvHalf,
+    reader: &mut FrameReader,
+    deadline: Instant,
+    edge: &EdgeId,
+) -> Result<(Answer, Bytes), Refusal> {
+    let lost = |why: String| {
+        let reason = format!("the link to edge/{edge} broke while the stream was being opened ({why}); try again");
+        Refusal::because(RefuseCode::LinkLost, reason)
+    };
+    match timeout_at(deadline, reader.next(recv)).await {
+        Ok(Ok(Some(body))) => match Answer::decode(body.clone()) {
+            Ok(answer) => Ok((answer, body)),
+            Err(e) => Err(Refusal::because(RefuseCode::Internal, format!("edge/{edge} answered nonsense: {e}"))),
+        },
+        Ok(Ok(None)) => Err(lost("the edge ended the stream".into())),
+        Ok(Err(e)) => Err(lost(e.to_string())),
+        Err(_) => {
+            let reason = format!("edge/{edge} did not answer within {} s; its link may be down", ANSWER.as_secs());
+            Err(Refusal::because(RefuseCode::MeshTimeout, reason))
+        }
+    }
+}
+
+/// What to do with the edge's answer frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// Take it off: the opener knows nothing of frames.
+    Strip,
+    /// Pass it on: the opener waits for it.
+    Relay,
+}
+
+/// A stream to an edge whose answer is still to come.
+struct Answering {
+    stream: Stream,
+    mode: Mode,
+    answer: Arc<OnceLock<(Answer, Instant)>>,
+    deadline: Instant,
+    edge: EdgeId,
+}
+
+struct AnsweringSource {
+    recv: RecvHalf,
+    reader: Option<FrameReader>,
+    mode: Mode,
+    answer: Arc<OnceLock<(Answer, Instant)>>,
+    deadline: Instant,
+    edge: EdgeId,
+}
+
+impl End for Answering {
+    type Source = AnsweringSource;
+    type Sink = SendHalf;
+
+    fn halves(self) -> (AnsweringSource, SendHalf) {
+        let source = AnsweringSource {
+            recv: self.stream.recv,
+            reader: Some(FrameReader::new(MAX_STREAM_HEAD)),
+            mode: self.mode,
+            answer: self.answer,
+            deadline: self.deadline,
+            edge: self.edge,
+        };
+        (source, self.stream.send)
+    }
+}
+
+impl Source for AnsweringSource {
+    async fn fill(&mut self, out: &mut [Bytes]) -> Result<usize, Broken> {
+        let Some(mut reader) = self.reader.take() else { return self.recv.fill(out).await };
+        let (answer, body) = match read_answer(&mut self.recv, &mut reader, self.deadline, &self.edge).await {
+            Ok(read) => read,
+            Err(refusal) => {
+                let answer = Answer::Refused(refusal);
+                let frame = answer.encode();
+                (answer, frame.slice(frame::HEADER..))
+            }
+        };
+        self.recv.unread(reader.into_rest());
+        let refused = match &answer {
+            Answer::Refused(refusal) => Some(refusal.reason.clone()),
+            Answer::Opened { .. } => None,
+        };
+        // Set once: the reader was there.
+        let _ = self.answer.set((answer, Instant::now()));
+        match (self.mode, refused) {
+            (Mode::Strip, None) => self.recv.fill(out).await,
+            (Mode::Strip, Some(detail)) => Err(Broken { code: ResetCode::Refused, detail }),
+            (Mode::Relay, _) => {
+                let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+                out[0] = Bytes::copy_from_slice(&[&len.to_be_bytes()[..], &body].concat());
+                Ok(1)
+            }
+        }
+    }
+
+    fn stop(&mut self, code: ResetCode) {
+        self.recv.stop(code);
+    }
+
+    fn stalled(&self) -> Option<Stalled> {
+        Some(self.recv.stalled())
+    }
+}

@@ -1,0 +1,106 @@
+//! What a shard counts. Each family is registered once; no edge is ever a label.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
+};
+use runtime::access::AccessRecord;
+
+/// The metrics of a shard.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Edges that are connected.
+    pub tunnels: IntGauge,
+    /// People's links that are open.
+    pub user_links: IntGauge,
+    /// Links that were let in or not, by outcome.
+    pub arrivals: IntCounterVec,
+    /// Sessions of edges that ended, by cause.
+    pub session_ends: IntCounterVec,
+    /// Streams that are open, by door.
+    pub streams: IntGaugeVec,
+    /// Streams that ended, by door and outcome.
+    pub stream_ends: IntCounterVec,
+    /// Bytes towards targets.
+    pub bytes_up: IntCounter,
+    /// Bytes from targets.
+    pub bytes_down: IntCounter,
+    /// How long targets took to be connected.
+    pub open_seconds: Histogram,
+    /// Connections on each door.
+    pub door_connections: IntGaugeVec,
+    /// Connections that a door turned away, by reason.
+    pub door_refusals: IntCounterVec,
+    /// Whether control is being followed.
+    pub control_connected: IntGauge,
+    /// Revision of what control said last.
+    pub control_revision: IntGauge,
+    /// Two machines with one identity.
+    pub duplicate_identities: IntCounter,
+    /// Access records that could not be queued.
+    pub records_lost: IntCounter,
+    /// Renewals that were passed to control, by outcome.
+    pub renewals: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers all of them.
+    ///
+    /// # Errors
+    /// If one is registered already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::new(format!("mesh_shard_{name}"), help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            let counter = IntCounter::new(format!("mesh_shard_{name}"), help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntGaugeVec> {
+            let gauges = IntGaugeVec::new(Opts::new(format!("mesh_shard_{name}"), help), labels)?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok(gauges)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
+            let counters = IntCounterVec::new(Opts::new(format!("mesh_shard_{name}"), help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok(counters)
+        };
+        let open_seconds = Histogram::with_opts(
+            HistogramOpts::new("mesh_shard_open_seconds", "Time until a stream's target was connected.")
+                .buckets(exponential_buckets(0.000_25, 2.0, 16)?),
+        )?;
+        registry.register(Box::new(open_seconds.clone()))?;
+        Ok(Self {
+            tunnels: gauge("tunnels", "Edges that are connected.")?,
+            user_links: gauge("user_links", "Links of people's tools that are open.")?,
+            arrivals: counters("arrivals_total", "Links that wanted in, by outcome.", &["outcome"])?,
+            session_ends: counters("session_ends_total", "Sessions of edges that ended, by cause.", &["cause"])?,
+            streams: gauges("streams", "Streams that are open, by door.", &["door"])?,
+            stream_ends: counters("stream_ends_total", "Streams that ended.", &["door", "outcome", "code"])?,
+            bytes_up: counter("bytes_up_total", "Bytes moved towards targets.")?,
+            bytes_down: counter("bytes_down_total", "Bytes moved from targets.")?,
+            open_seconds,
+            door_connections: gauges("door_connections", "Connections on each door.", &["door"])?,
+            door_refusals: counters("door_refusals_total", "Connections turned away by a door.", &["door", "reason"])?,
+            control_connected: gauge("control_connected", "1 while control is being followed.")?,
+            control_revision: gauge("control_revision", "Revision of what control said last.")?,
+            duplicate_identities: counter("duplicate_identities_total", "Times that two machines used one identity.")?,
+            records_lost: counter(
+                "access_records_lost_total",
+                "Records of cancelled streams that found the queue full.",
+            )?,
+            renewals: counters("renewals_total", "Renewals passed to control, by outcome.", &["outcome"])?,
+        })
+    }
+
+    /// Counts a stream that has left its record.
+    pub fn stream_ended(&self, record: &AccessRecord) {
+        self.streams.with_label_values(&[&record.door]).dec();
+        self.stream_ends.with_label_values(&[record.door.as_str(), record.outcome, record.code]).inc();
+        self.bytes_up.inc_by(record.up);
+        self.bytes_down.inc_by(record.down);
+    }
+}

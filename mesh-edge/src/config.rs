@@ -1,0 +1,226 @@
+//! What an edge is told: one TOML file, every key optional.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
+
+use proto::{
+    id::{EdgeId, ServiceName},
+    message::{MAX_SERVICES, Service, ServiceKind},
+    target::HostPort,
+};
+use runtime::{access::AccessLog, link::quic::LinkLimits, telemetry::LogConfig};
+use serde::Deserialize;
+
+use crate::allow::{Allow, Local, Rule};
+
+/// Streams that the carrier lets in beyond the cap, so that one too many gets an answer instead of waiting.
+const STREAM_SLACK: u32 = 16;
+
+/// The configuration of `mesh-edge`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EdgeConfig {
+    /// Where the identity lives. Default: `/var/lib/causeway/edge`.
+    pub data_dir: PathBuf,
+    /// Addresses (`host:port`) of shards to dial first. Default: those that enrolment noted.
+    pub shards: Vec<String>,
+    /// Where `/livez`, `/readyz` and `/metrics` are served. Default: `127.0.0.1:7494`.
+    pub admin: SocketAddr,
+    /// Where access records go: `"stdout"`, `"off"` or `{ file = "/path" }`. Default: `"stdout"`.
+    pub access: AccessLog,
+    /// How to log. Default: `info`, as text.
+    pub log: LogConfig,
+    /// What this edge answers for. Default: nothing.
+    pub services: Vec<ServiceConfig>,
+    /// Targets that may be dialled besides kubelet, sshd and the services: `127.0.0.1:5432`, `10.0.0.0/24:80`,
+    /// `printer.lan:631`, `[fd00::]/64:*`, with a port, a range `8000-8100`, or `*`. Default: none.
+    pub allow: Vec<Rule>,
+    /// Whether kubelet's port 10250 on this machine may be dialled. Default: true.
+    pub kubelet: bool,
+    /// Whether sshd's port 22 on this machine may be dialled. Default: true.
+    pub sshd: bool,
+    /// How long dialling a target may take, with resolving its name, in seconds. Default: 8.
+    #[serde(deserialize_with = "seconds")]
+    pub dial_timeout: Duration,
+    /// How long streams may go on after SIGTERM, in seconds. Default: 10.
+    #[serde(deserialize_with = "seconds")]
+    pub drain: Duration,
+    /// Bounds of what the edge takes upon itself.
+    pub limits: LimitsConfig,
+}
+
+/// Bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Streams that are served at once; one more is refused with `limit-reached`. Default: 1024.
+    pub streams: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { streams: 1024 }
+    }
+}
+
+/// A service of this edge.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// Its name: one DNS label.
+    pub name: ServiceName,
+    /// `tcp`, `http`, `https` or `ssh`. Default: `tcp`.
+    #[serde(default = "tcp")]
+    pub kind: ServiceKind,
+    /// Where it listens, as seen from this machine: `host:port`.
+    #[serde(deserialize_with = "host_port")]
+    pub address: HostPort,
+    /// For policy. Default: none.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+const fn tcp() -> ServiceKind {
+    ServiceKind::Tcp
+}
+
+fn host_port<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<HostPort, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let seconds = f64::deserialize(deserializer)?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|d| *d <= Duration::from_secs(24 * 3600))
+        .ok_or_else(|| serde::de::Error::custom(format!("{seconds} is no number of seconds from 0 to 86400")))
+}
+
+impl Default for EdgeConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/causeway/edge".into(),
+            shards: Vec::new(),
+            admin: SocketAddr::from(([127, 0, 0, 1], 7494)),
+            access: AccessLog::default(),
+            log: LogConfig::default(),
+            services: Vec::new(),
+            allow: Vec::new(),
+            kubelet: true,
+            sshd: true,
+            dial_timeout: Duration::from_secs(8),
+            drain: Duration::from_secs(10),
+            limits: LimitsConfig::default(),
+        }
+    }
+}
+
+/// A configuration that can be read and makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidConfig {
+    /// Two services with one name.
+    #[error("service {0} is configured twice; names of services are unique on an edge")]
+    TwiceNamed(ServiceName),
+    /// More services than an edge may announce.
+    #[error("{0} services are configured; an edge announces at most {MAX_SERVICES}")]
+    TooManyServices(usize),
+    /// A cap of no streams at all.
+    #[error("limits.streams is 0, so that nothing could ever be served; write 1 or more")]
+    NoStreams,
+    /// A shard address that is none.
+    #[error("shards: {0}")]
+    Shard(#[from] proto::target::InvalidTarget),
+}
+
+impl EdgeConfig {
+    /// Checks what the types alone cannot.
+    ///
+    /// # Errors
+    /// If something makes no sense; the text says what to write instead.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let mut names = BTreeSet::new();
+        if let Some(twice) = self.services.iter().find(|s| !names.insert(&s.name)) {
+            return Err(InvalidConfig::TwiceNamed(twice.name.clone()));
+        }
+        if self.services.len() > MAX_SERVICES {
+            return Err(InvalidConfig::TooManyServices(self.services.len()));
+        }
+        if self.limits.streams == 0 {
+            return Err(InvalidConfig::NoStreams);
+        }
+        self.shards.iter().try_for_each(|address| Ok(address.parse::<HostPort>().map(drop)?))
+    }
+
+    /// What is announced to a shard.
+    #[must_use]
+    pub fn announced(&self) -> Vec<Service> {
+        let announce = |s: &ServiceConfig| Service {
+            name: s.name.clone(),
+            kind: s.kind,
+            port: s.address.port,
+            labels: s.labels.clone(),
+        };
+        self.services.iter().map(announce).collect()
+    }
+
+    /// What may be dialled from this edge.
+    #[must_use]
+    pub fn allowed(&self, edge: EdgeId) -> Allow {
+        let services = self.services.iter().map(|s| (s.name.clone(), (s.kind, s.address.clone()))).collect();
+        Allow::new(edge, Local { kubelet: self.kubelet, sshd: self.sshd }, services, self.allow.clone())
+    }
+
+    /// What a link may use.
+    #[must_use]
+    pub fn link_limits(&self) -> LinkLimits {
+        // quinn gives the credit of streams that ended back in portions of an eighth of the limit.
+        let withheld = self.limits.streams.div_ceil(7);
+        let streams = self.limits.streams.saturating_add(withheld).saturating_add(STREAM_SLACK);
+        LinkLimits { streams, ..LinkLimits::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(sets: &[&str]) -> Result<EdgeConfig, runtime::config::ConfigError> {
+        runtime::config::load(None, &sets.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn every_key_has_a_default() {
+        let config = load(&[]).unwrap();
+        assert_eq!(config.admin.port(), 7494);
+        assert_eq!((config.dial_timeout.as_secs(), config.drain.as_secs()), (8, 10));
+        assert!(config.kubelet && config.sshd && config.check().is_ok());
+    }
+
+    #[test]
+    fn services_and_rules_are_read() {
+        let config = load(&[
+            "services=[{name = \"web\", kind = \"http\", address = \"127.0.0.1:8080\", labels = {tier = \"front\"}}]",
+            "allow=[\"10.0.0.0/24:80\", \"printer.lan:631\"]",
+            "drain=0.5",
+        ])
+        .unwrap();
+        assert_eq!(config.announced()[0].port, 8080);
+        assert_eq!(config.allow.len(), 2);
+        assert_eq!(config.drain, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        let twice = "services=[{name = \"web\", address = \"h:1\"}, {name = \"web\", address = \"h:2\"}]";
+        assert!(matches!(load(&[twice]).unwrap().check(), Err(InvalidConfig::TwiceNamed(_))));
+        assert!(matches!(load(&["limits.streams=0"]).unwrap().check(), Err(InvalidConfig::NoStreams)));
+        assert!(matches!(load(&["shards=[\"x\"]"]).unwrap().check(), Err(InvalidConfig::Shard(_))));
+        for bad in ["drain=-1", "drain=1e9", "allow=[\"10.0.0.0/33:1\"]", "nonsense=1"] {
+            assert!(load(&[bad]).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! An edge's life, top to bottom: dial along the [`Course`], say Hello, serve until the tunnel is lost, is ordered
+//! elsewhere, or the process ends.
+//!
+//! The [`Course`] is pure and holds every rule about where to go next and when; [`Life`] is what does it.
+//! Going elsewhere is make-before-break: the next shard is dialled while the old tunnel still serves, and the old one
+//! is retired when its streams have ended, or at its deadline.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use proto::{
+    code::CloseCode,
+    id::{EdgeId, ShardId},
+    message::{Candidate, EdgeToShard, Hello, Welcome},
+};
+use runtime::{
+    clock,
+    link::{EndCause, LinkEnd, quic::Dialer},
+    telemetry,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    course::{Course, Outcome, Step, hopeless},
+    dice::Dice,
+    link::{Event, Greeting, Leave, Tunnel, TunnelParts, greet},
+    serve::Server,
+};
+
+/// Addresses of one name that are tried.
+const MOST_RESOLVED: usize = 4;
+/// How long resolving a name may take.
+const RESOLVE: Duration = Duration::from_secs(5);
+/// How long a tunnel that was left by a Move may keep its streams: long sessions are to end by themselves, and yet one
+/// tunnel per edge is the rule.
+const RETIRE: Duration = Duration::from_secs(3600);
+/// Tunnels that are being retired at once; of more, the oldest ends.
+const MOST_RETIRING: usize = 4;
+/// How long no stream must have come before a tunnel is closed: when moving, and when the process waits to end.
+const QUIET: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
+/// Time for the carrier to send its last packet.
+const LAST_WORD: Duration = Duration::from_millis(30);
+/// Difference between two clocks that is worth a warning.
+const SKEW: Duration = Duration::from_secs(60);
+
+/// Where an edge stands, for readiness, metrics and tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing was tried yet.
+    Starting,
+    /// An address is being tried.
+    Dialing {
+        /// From 1, since there was last a tunnel.
+        attempt: u32,
+        /// Which address.
+        address: String,
+    },
+    /// A tunnel serves.
+    Connected {
+        /// To whom.
+        shard: ShardId,
+        /// Since when.
+        since: Instant,
+    },
+    /// Between two tries.
+    Waiting {
+        /// When the next one comes.
+        until: Instant,
+        /// What the last one ended with.
+        why: String,
+    },
+    /// A shard, or this machine, found that the edge cannot be served as it is.
+    Refused {
+        /// The kind, as in the metric.
+        kind: &'static str,
+        /// Cause and remedy.
+        why: String,
+        /// When it is tried again.
+        until: Instant,
+    },
+    /// The edge has ended.
+    Stopped,
+}
+
+/// The kind of problem with who somebody is, if it is one: each has its own log line, metric and phase.
+const fn identity_problem(cause: EndCause) -> Option<&'static str> {
+    let peers = matches!(cause, EndCause::WrongCa | EndCause::PeerExpired | EndCause::WrongPeer);
+    if peers || hopeless(cause) { Some(cause.slug()) } else { None }
+}
+
+/// What a life needs.
+#[derive(Debug)]
+pub struct LifeParts {
+    /// Who lives.
+    pub name: EdgeId,
+    /// Dials; replaced when the certificate is renewed.
+    pub dialer: Arc<Mutex<Dialer>>,
+    /// Serves streams.
+    pub server: Arc<Server>,
+    /// For each tunnel.
+    pub tunnel: TunnelParts,
+    /// Jitter.
+    pub dice: Dice,
+    /// How long streams may go on when the process ends.
+    pub drain: Duration,
+    /// Where the phase goes.
+    pub phase: watch::Sender<Phase>,
+    /// Where the present tunnel's line goes.
+    pub line: watch::Sender<Line>,
+}
+
+/// The way to the shard that serves now, for whoever has something to say to it.
+#[derive(Clone, Debug, Default)]
+pub struct Line {
+    /// Messages go in here; `None` while there is no tunnel.
+    pub say: Option<mpsc::Sender<EdgeToShard>>,
+    /// When the shard last answered a ping.
+    pub pulse: Option<watch::Receiver<Option<Instant>>>,
+}
+
+/// An edge.
+#[derive(Debug)]
+pub struct Life {
+    parts: LifeParts,
+    course: Course,
+    instance: u64,
+    epoch: AtomicU64,
+    retiring: VecDeque<CancellationToken>,
+}
+
+enum Change {
+    To(Box<Tunnel>),
+    Stay,
+    Ended(Event),
+    Stop,
+}
+
+impl Life {
+    /// An edge that has not begun.
+    #[must_use]
+    pub fn new(parts: LifeParts, course: Course) -> Self {
+        let instance = parts.dice.number();
+        Self { parts, course, instance, epoch: AtomicU64::new(0), retiring: VecDeque::new() }
+    }
+
+    /// Lives until the tasks are asked to stop.
+    pub async fn run(mut self) {
+        let tasks = self.parts.tunnel.tasks.clone();
+        let mut step = self.course.first(Duration::ZERO, Instant::now());
+        loop {
+            let mut course = self.course.clone();
+            let arrived = tokio::select! {
+                biased;
+                () = tasks.stopping() => break,
+                tunnel = self.arrive(&mut course, step, true) => tunnel,
+            };
+            self.course = course;
+            match self.serve(arrived).await {
+                Some(next) => step = next,
+                None => break,
+            }
+        }
+        self.parts.phase.send_replace(Phase::Stopped);
+    }
+
+    /// Dials along the course until a shard says Welcome.
+    async fn arrive(&self, course: &mut Course, mut step: Step, show: bool) -> Tunnel {
+        let mut attempt = 0;
+        loop {
+            sleep(step.delay).await;
+            attempt += 1;
+            if show {
+                self.parts.phase.send_replace(Phase::Dialing { attempt, address: step.address.clone() });
+            }
+            let outcome = match self.attempt(&step.address).await {
+                Ok((tunnel, candidates)) => {
+                    course.arrived(&candidates);
+                    return tunnel;
+                }
+                Err(outcome) => outcome,
+            };
+            let address = std::mem::take(&mut step.address);
+            step = course.step(&outcome, Instant::now(), self.parts.dice.fraction());
+            self.tell(&address, &outcome, &step, show);
+        }
+    }
+
+    /// Dials one address and says Hello.
+    async fn attempt(&self, address: &str) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
+        let dials = &self.parts.tunnel.metrics.dials;
+        let result = self.greeted(address).await;
+        let outcome = match &result {
+            Ok(_) => "welcome",
+            Err(Outcome::Redirected(_)) => "redirect",
+            Err(Outcome::Refused(refuse)) => refuse.code.slug(),
+            Err(Outcome::Failed(end) | Outcome::Lost(end, _)) => end.cause.slug(),
+        };
+        dials.with_label_values(&[outcome]).inc();
+        result
+    }
+
+    async fn greeted(&self, address: &str) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
+        let link = self.dial(address).await.map_err(Outcome::Failed)?;
+        let hello = Hello {
+            name: self.parts.name.clone(),
+            instance: self.instance,
+            version: telemetry::version().to_owned(),
+            unix_ms: clock::unix_millis(),
+            epoch: self.epoch.load(Ordering::Relaxed),
+        };
+        match greet(&link, hello).await.map_err(Outcome::Failed)? {
+            Greeting::Welcome(welcome, control) => {
+                self.heard_of(welcome.epoch);
+                self.compare_clocks(&welcome);
+                let tunnel = Tunnel::start(link, address.to_owned(), &welcome, control, self.parts.tunnel.clone());
+                let (server, over) = (Arc::clone(&self.parts.server), tunnel.over.clone());
+                let accept = server.accept(tunnel.link.clone(), welcome.shard, tunnel.load.clone(), over);
+                self.parts.tunnel.tasks.spawn(accept);
+                Ok((tunnel, welcome.candidates))
+            }
+            Greeting::Redirect { to, epoch } => {
+                self.heard_of(epoch);
+                link.close(CloseCode::Redirected, "");
+                Err(Outcome::Redirected(to))
+            }
+            Greeting::Refuse(refuse) => {
+                link.close(CloseCode::Done, "");
+                Err(Outcome::Refused(refuse))
+            }
+        }
+    }
+
+    async fn dial(&self, address: &str) -> Result<runtime::link::Link, LinkEnd> {
+        let dialer = self.parts.dialer.lock().clone();
+        let (host, _) = address.rsplit_once(':').unwrap_or((address, ""));
+        let name = host.trim_start_matches('[').trim_end_matches(']');
+        let mut end = LinkEnd::new(EndCause::NameUnknown, format!("{address} has no address"));
+        for peer in resolve(address).await? {
+            match dialer.dial(peer, name).await {
+                Ok(link) => return Ok(link),
+                Err(e) => end = e,
+            }
+        }
+        Err(end)
+    }
+
+    /// Serves until there is no tunnel. Returns what to do then; `None` when the process ends.
+    async fn serve(&mut self, mut tunnel: Tunnel) -> Option<Step> {
+        let tasks = self.parts.tunnel.tasks.clone();
+        self.take_up(&tunnel);
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = tasks.stopping() => {
+                    self.leave(tunnel).await;
+                    return None;
+                }
+                event = tunnel.event() => event,
+            };
+            let Event::Leave(order) = event else { return Some(self.lost(&tunnel, event)) };
+            let until = order.until;
+            match self.change(&mut tunnel, order).await {
+                Change::To(next) => {
+                    let old = std::mem::replace(&mut tunnel, *next);
+                    self.take_up(&tunnel);
+                    self.retire(old, until);
+                }
+                Change::Stay => {}
+                Change::Ended(event) => return Some(self.lost(&tunnel, event)),
+                Change::Stop => {
+                    self.leave(tunnel).await;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Finds the next tunnel while this one still serves.
+    async fn change(&mut self, tunnel: &mut Tunnel, mut order: Leave) -> Change {
+        let tasks = self.parts.tunnel.tasks.clone();
+        loop {
+            info!(shard = %tunnel.shard, order = order.why, streams = tunnel.load.count(), "ordered to another shard");
+            self.heard_of(order.epoch);
+            let Some(mut aside) = self.course.aside(&order.to, &tunnel.address) else {
+                warn!(order = order.why, "no other shard is known: staying until the link ends");
+                return Change::Stay;
+            };
+            let first = aside.first(order.wait, Instant::now());
+            let next = tokio::select! {
+                biased;
+                () = tasks.stopping() => return Change::Stop,
+                event = tunnel.event() => match event {
+                    // A newer order replaces the older one.
+                    Event::Leave(newer) => {
+                        order = newer;
+                        continue;
+                    }
+                    Event::Lost(_) | Event::Refused(_) => {
+                        self.course.prefer(&order.to);
+                        return Change::Ended(event);
+                    }
+                },
+                next = timeout_at(order.by, self.arrive(&mut aside, first, false)) => next,
+            };
+            let Ok(next) = next else {
+                warn!(order = order.why, "no other shard took this edge in time: staying");
+                return Change::Stay;
+            };
+            self.course.returned(aside);
+            return Change::To(Box::new(next));
+        }
+    }
+
+    fn take_up(&self, tunnel: &Tunnel) {
+        info!(shard = %tunnel.shard, address = tunnel.address, peer = %tunnel.link.remote_address(), "tunnel up");
+        self.parts.tunnel.metrics.connected.set(1);
+        self.parts.line.send_replace(Line { say: Some(tunnel.line()), pulse: Some(tunnel.pulse()) });
+        self.parts.phase.send_replace(Phase::Connected { shard: tunnel.shard.clone(), since: tunnel.since });
+    }
+
+    fn lost(&mut self, tunnel: &Tunnel, event: Event) -> Step {
+        let lived = tunnel.since.elapsed();
+        self.parts.tunnel.metrics.connected.set(0);
+        self.parts.line.send_replace(Line::default());
+        let outcome = match event {
+            Event::Refused(refuse) => {
+                self.course.was_at(&tunnel.address);
+                Outcome::Refused(refuse)
+            }
+            Event::Lost(end) => Outcome::Lost(end, lived),
+            Event::Leave(order) => Outcome::Lost(LinkEnd::new(EndCause::Local, order.why), lived),
+        };
+        let cause = match &outcome {
+            Outcome::Refused(refuse) => refuse.code.slug(),
+            Outcome::Lost(end, _) | Outcome::Failed(end) => end.cause.slug(),
+            Outcome::Redirected(_) => "redirect",
+        };
+        self.parts.tunnel.metrics.link_ends.with_label_values(&[cause]).inc();
+        let step = self.course.step(&outcome, Instant::now(), self.parts.dice.fraction());
+        self.tell(&tunnel.address, &outcome, &step, true);
+        step
+    }
+
+    /// Says what a step ended with and what comes next.
+    fn tell(&self, address: &str, outcome: &Outcome, step: &Step, show: bool) {
+        let (cause, why) = match outcome {
+            Outcome::Redirected(to) => {
+                debug!(address, shard = %to.shard, "redirected");
+                return;
+            }
+            Outcome::Failed(end) | Outcome::Lost(end, _) => {
+                (end.cause, format!("{} ({})", end.cause.sentence(), end.detail))
+            }
+            Outcome::Refused(refuse) => (EndCause::Closed(refuse.code), refuse.reason.clone()),
+        };
+        let (until, next_s) = (Instant::now() + step.delay, step.delay.as_secs_f32());
+        let phase = if let Some(kind) = identity_problem(cause) {
+            self.parts.tunnel.metrics.identity_errors.with_label_values(&[kind]).inc();
+            error!(address, kind, remedy = cause.sentence(), next = step.address, next_s, "{why}");
+            Phase::Refused { kind, why: format!("{address}: {}", cause.sentence()), until }
+        } else {
+            let lost = matches!(outcome, Outcome::Lost(..));
+            let what = if lost { "tunnel lost" } else { "no tunnel" };
+            warn!(address, cause = cause.slug(), why, next = step.address, next_s, "{what}");
+            Phase::Waiting { until, why: format!("{address}: {why}") }
+        };
+        if show {
+            self.parts.phase.send_replace(phase);
+        }
+    }
+
+    fn heard_of(&self, epoch: u64) {
+        self.epoch.fetch_max(epoch, Ordering::Relaxed);
+    }
+
+    fn compare_clocks(&self, welcome: &Welcome) {
+        let (theirs, ours) = (Duration::from_millis(welcome.unix_ms), Duration::from_millis(clock::unix_millis()));
+        self.parts.tunnel.metrics.clock_skew.set(theirs.as_secs_f64() - ours.as_secs_f64());
+        if theirs.abs_diff(ours) > SKEW {
+            let (shard, seconds) = (&welcome.shard, theirs.abs_diff(ours).as_secs());
+            warn!(%shard, seconds, "this machine's clock and the shard's differ; certificates need right clocks");
+        }
+    }
+
+    /// Lets an old tunnel end by itself.
+    fn retire(&mut self, tunnel: Tunnel, until: Option<Instant>) {
+        let (tasks, drain, cut) = (self.parts.tunnel.tasks.clone(), self.parts.drain, CancellationToken::new());
+        self.retiring.push_back(cut.clone());
+        if self.retiring.len() > MOST_RETIRING {
+            self.retiring.pop_front().inspect(CancellationToken::cancel);
+        }
+        tunnel.say_bye("moved to another shard");
+        let until = until.unwrap_or_else(|| Instant::now() + RETIRE);
+        self.parts.tunnel.tasks.spawn(async move {
+            let stopped = async {
+                tasks.stopping().await;
+                sleep(drain).await;
+            };
+            tokio::select! {
+                biased;
+                () = cut.cancelled() => {}
+                () = stopped => {}
+                _ = tunnel.link.ended() => return,
+                _ = timeout_at(until, tunnel.load.quiet(QUIET.0)) => {}
+            }
+            info!(shard = %tunnel.shard, streams = tunnel.load.count(), "old tunnel closed");
+            tunnel.link.close(CloseCode::Moved, "the edge moved to another shard");
+        });
+    }
+
+    /// Ends the last tunnel because the process ends.
+    async fn leave(&self, tunnel: Tunnel) {
+        let streams = tunnel.load.count();
+        info!(shard = %tunnel.shard, streams, "leaving");
+        self.parts.line.send_replace(Line::default());
+        tunnel.say_bye("the edge is shutting down");
+        if timeout(self.parts.drain, tunnel.load.quiet(QUIET.1)).await.is_err() {
+            warn!(streams = tunnel.load.count(), "streams are cut: the drain deadline has passed");
+        }
+        self.parts.tunnel.metrics.connected.set(0);
+        tunnel.link.close(CloseCode::Shutdown, "the edge is shutting down");
+        sleep(LAST_WORD).await;
+    }
+}
+
+/// An IP address with a port as it is; anything else by DNS.
+async fn resolve(address: &str) -> Result<Vec<SocketAddr>, LinkEnd> {
+    if let Ok(address) = address.parse::<SocketAddr>() {
+        return Ok(vec![address]);
+    }
+    let unknown = |why: String| LinkEnd::new(EndCause::NameUnknown, format!("{address}: {why}"));
+    match timeout(RESOLVE, tokio::net::lookup_host(address)).await {
+        Ok(Ok(found)) => Ok(found.take(MOST_RESOLVED).collect()),
+        Ok(Err(e)) => Err(unknown(e.to_string())),
+        Err(_) => Err(unknown("no answer from DNS".into())),
+    }
+}

@@ -1,0 +1,79 @@
+//! What is counted. No metric has the edge's name as a label: whoever scrapes knows whom it scrapes.
+
+use std::time::Duration;
+
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
+};
+
+/// The metrics of an edge, `mesh_edge_*`.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// 1 while a tunnel serves.
+    pub connected: IntGauge,
+    /// Attempts to reach a shard, by `outcome`: `welcome`, `redirect`, or the slug of the refusal or of the end.
+    pub dials: IntCounterVec,
+    /// Tunnels that ended, by the slug of the `cause`.
+    pub link_ends: IntCounterVec,
+    /// From Ping to Pong, in seconds.
+    pub rtt: Histogram,
+    /// The shard's clock minus this one, in seconds.
+    pub clock_skew: Gauge,
+    /// When the certificate ends, in seconds since 1970.
+    pub cert_expiry: IntGauge,
+    /// Renewals, by `outcome`: `ok`, `refused`, `unusable`, `no-answer`, `not-stored`.
+    pub renewals: IntCounterVec,
+    /// Streams that are open.
+    pub streams_active: IntGauge,
+    /// Streams that ended, by `outcome`: `finished`, or the slug of the refusal or of the reset.
+    pub streams: IntCounterVec,
+    /// Bytes towards targets.
+    pub bytes_up: IntCounter,
+    /// Bytes from targets.
+    pub bytes_down: IntCounter,
+    /// Problems with who this edge, or its peer, is, by `kind`.
+    pub identity_errors: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers all of them.
+    ///
+    /// # Errors
+    /// If a name is taken in the registry.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let vec = |name: &str, help: &str, label: &str| {
+            register(registry, IntCounterVec::new(Opts::new(format!("mesh_edge_{name}"), help), &[label])?)
+        };
+        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(format!("mesh_edge_{name}"), help)?);
+        let rtt = HistogramOpts::new("mesh_edge_rtt_seconds", "From Ping to Pong on the control stream.")
+            .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
+        let bytes = vec("bytes_total", "Bytes of streams that ended.", "direction")?;
+        Ok(Self {
+            connected: gauge("connected", "1 while a tunnel to a shard serves.")?,
+            dials: vec("dials_total", "Attempts to reach a shard.", "outcome")?,
+            link_ends: vec("link_ends_total", "Tunnels that ended.", "cause")?,
+            rtt: register(registry, Histogram::with_opts(rtt)?)?,
+            clock_skew: register(
+                registry,
+                Gauge::new("mesh_edge_clock_skew_seconds", "The shard's clock minus this machine's.")?,
+            )?,
+            cert_expiry: gauge("cert_expiry_timestamp_seconds", "When this edge's certificate ends.")?,
+            renewals: vec("renewals_total", "Attempts to renew the certificate.", "outcome")?,
+            streams_active: gauge("streams_active", "Streams that are open.")?,
+            streams: vec("streams_total", "Streams that ended.", "outcome")?,
+            bytes_up: bytes.with_label_values(&["up"]),
+            bytes_down: bytes.with_label_values(&["down"]),
+            identity_errors: vec("identity_errors_total", "Problems with certificates and identities.", "kind")?,
+        })
+    }
+
+    /// Notes a round trip.
+    pub fn observe_rtt(&self, rtt: Duration) {
+        self.rtt.observe(rtt.as_secs_f64());
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}

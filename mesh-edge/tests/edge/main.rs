@@ -1,0 +1,8 @@
+//! An edge against a small shard of its own, over real sockets on loopback. Nothing here waits for a time to pass: every
+//! wait is for something that happens, with a deadline that only a failure meets.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where something is wrong")]
+
+mod fake;
+mod identity;
+mod life;
+mod streams;

@@ -1,0 +1,82 @@
+//! The commands, one file each.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use crate::{failure::Failure, out::Form, session::Session};
+
+pub(crate) mod completions;
+pub(crate) mod dev;
+pub(crate) mod edge;
+pub(crate) mod forward;
+pub(crate) mod login;
+pub(crate) mod ping;
+pub(crate) mod policy;
+pub(crate) mod proxy;
+pub(crate) mod shard;
+pub(crate) mod ssh;
+pub(crate) mod token;
+pub(crate) mod user;
+
+/// What every command knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    /// Where the login is kept.
+    pub(crate) home: PathBuf,
+    /// The form of results.
+    pub(crate) form: Form,
+}
+
+impl Context {
+    /// The login, renewed if it was time.
+    ///
+    /// # Errors
+    /// If nobody is logged in.
+    pub(crate) async fn session(&self) -> Result<Session, Failure> {
+        Session::open(&self.home).await
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
+    Whoami(login::WhoamiArgs),
+    Token(token::TokenArgs),
+    Edge(edge::EdgeArgs),
+    Shard(shard::ShardArgs),
+    User(user::UserArgs),
+    Policy(policy::PolicyArgs),
+    Ssh(ssh::SshArgs),
+    Proxy(proxy::ProxyArgs),
+    Forward(forward::ForwardArgs),
+    Ping(ping::PingArgs),
+    Completions(completions::CompletionsArgs),
+    Dev(dev::DevArgs),
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// If it does not work out.
+    pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
+        match self {
+            Self::Login(args) => login::login(context, args).await,
+            Self::Logout(args) => login::logout(context, &args),
+            Self::Whoami(args) => login::whoami(context, &args).await,
+            Self::Token(args) => token::run(context, args).await,
+            Self::Edge(args) => edge::run(context, args).await,
+            Self::Shard(args) => shard::run(context, args).await,
+            Self::User(args) => user::run(context, args).await,
+            Self::Policy(args) => policy::run(context, args).await,
+            Self::Ssh(args) => ssh::run(context, args),
+            Self::Proxy(args) => proxy::run(context, &args).await,
+            Self::Forward(args) => forward::run(context, args).await,
+            Self::Ping(args) => ping::run(context, &args).await,
+            Self::Completions(args) => completions::run(&args),
+            Self::Dev(args) => dev::run(context, &args).await,
+        }
+    }
+}
