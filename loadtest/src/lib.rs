@@ -1,1 +1,8 @@
-//! loadtest
+//! Tests of the mesh as a whole: a simulation of it in memory, and load for a real one.
+//!
+//! [`simnet`] is a network in memory, [`cluster`] a mesh on it, [`probe`] a stream whose every byte is known. The
+//! commands of `mesh-loadtest` put real load on a real mesh.
+
+pub mod cluster;
+pub mod probe;
+pub mod simnet;

@@ -1,0 +1,34 @@
+//! What strangers send to a door.
+
+// The screen is a private part of a shard's HTTP door. It is taken as a file, so that nothing of it has to be made
+// public and nothing else of a shard is built here.
+#[path = "../../mesh-cloud/src/doors/http/screen.rs"]
+mod screen;
+
+use self::screen::Screen;
+
+/// Lines from here on may end a connection one byte earlier or later, by how they were cut.
+const LONG: usize = 1000;
+
+/// A connection of HTTP/1 requests, on its way to the parser. The first byte sets the size of the pieces in which it
+/// arrives.
+pub fn http_screen(data: &[u8]) {
+    let [piece, flow @ ..] = data else { return };
+    let whole = screened(flow, flow.len().max(1));
+    let pieces = screened(flow, usize::from(*piece) + 1);
+    if flow.split(|&b| b == b'\n').all(|line| line.len() < LONG) {
+        assert_eq!(whole, pieces, "what passes depends on how it was cut");
+    }
+}
+
+/// Whether everything passed, and then whether a head has begun.
+fn screened(flow: &[u8], piece: usize) -> Option<bool> {
+    let mut screen = Screen::default();
+    for chunk in flow.chunks(piece) {
+        if let Err(before) = screen.take(chunk) {
+            assert!(before <= chunk.len(), "wrong at byte {before} of {}", chunk.len());
+            return None;
+        }
+    }
+    Some(screen.in_head())
+}

@@ -1,0 +1,123 @@
+//! A shard of a simulated mesh: its place, and the process that may run there.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use mesh_cloud::{
+    Parts, Shard,
+    config::{DoorsConfig, ShardConfig},
+    live::LiveCredentials,
+    metrics::Metrics,
+    state::MeshState,
+};
+use prometheus::Registry;
+use proto::id::{EdgeId, ShardId};
+use runtime::{
+    access::AccessWriter,
+    admin::Ready,
+    identity::Credentials,
+    link::quic::{self, Listener},
+    shutdown::Tasks,
+    tls::{LiveIdentity, TrustBundle},
+};
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Layout, address,
+    authority::{Authority, again},
+};
+use crate::simnet::Net;
+
+/// Where shards listen.
+const PORT: u16 = 7400;
+
+/// A shard's place.
+#[derive(Debug)]
+pub struct ShardSeat {
+    /// Its name.
+    pub id: ShardId,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The process, if one runs.
+    pub running: Option<ShardProcess>,
+    credentials: Credentials,
+}
+
+/// A shard that runs.
+#[derive(Debug)]
+pub struct ShardProcess {
+    /// The shard.
+    pub shard: Shard,
+    /// Its tasks.
+    pub tasks: Tasks,
+    /// Its counters.
+    pub metrics: Arc<Metrics>,
+    /// Credentials that are in use there.
+    pub live: LiveCredentials,
+    /// What `/readyz` would say.
+    pub ready: Ready,
+}
+
+impl ShardSeat {
+    pub(super) fn new(i: usize, authority: &mut Authority) -> anyhow::Result<Self> {
+        let name = format!("shard-{i}");
+        Ok(Self {
+            id: name.parse()?,
+            address: address(0, i, PORT),
+            running: None,
+            credentials: authority.issue(&format!("shard/{name}")),
+        })
+    }
+
+    pub(super) fn start(
+        &mut self,
+        (net, bundle, state, access): (&Net, &TrustBundle, watch::Receiver<Arc<MeshState>>, AccessWriter),
+        layout: &Layout,
+    ) -> anyhow::Result<()> {
+        let identity = LiveIdentity::new(&again(&self.credentials)?)?;
+        let limits = layout.limits(mesh_cloud::link_limits());
+        // The same for every process at this place, as the key that a shard keeps on its disk.
+        let known = quic::known_endpoint(self.id.as_str().as_bytes());
+        let endpoint =
+            net.endpoint_with(known, self.address, Some(mesh_cloud::endpoint_config(&identity, bundle, &limits)?))?;
+        let metrics = Arc::new(Metrics::new(&Registry::new())?);
+        let (tasks, ready, live) = (Tasks::new(), Ready::new(), LiveCredentials::default());
+        // Certificates here live for ever: nobody asks for a renewal.
+        let (renewals, _) = mpsc::channel(1);
+        let doors = DoorsConfig { proxy: None, http: None, https: None, ..DoorsConfig::default() };
+        let config = ShardConfig { doors, drain_secs: layout.drain_secs, ..ShardConfig::default() };
+        let parts = Parts {
+            shard: self.id.clone(),
+            identity,
+            bundle: bundle.clone(),
+            listener: Listener::from_endpoint(endpoint, &limits),
+            state,
+            live: live.clone(),
+            access,
+            metrics: Arc::clone(&metrics),
+            renewals,
+            ready: ready.part("doors"),
+        };
+        let shard = mesh_cloud::start_with(&config, parts, &tasks)?;
+        self.running = Some(ShardProcess { shard, tasks, metrics, live, ready });
+        Ok(())
+    }
+
+    /// Whether the shard runs and has the edge in its registry.
+    #[must_use]
+    pub fn holds(&self, edge: &EdgeId) -> bool {
+        self.running.as_ref().is_some_and(|p| p.shard.registry.find(edge).is_some())
+    }
+
+    /// Links that arrived so far, whatever became of them.
+    #[must_use]
+    pub fn arrivals(&self) -> u64 {
+        use prometheus::core::Collector;
+        let Some(process) = &self.running else { return 0 };
+        let families = process.metrics.arrivals.collect();
+        families.iter().flat_map(|f| f.get_metric()).map(|m| m.get_counter().get_value() as u64).sum()
+    }
+
+    pub(super) const fn state(&self) -> &'static str {
+        if self.running.is_some() { "runs" } else { "does not run" }
+    }
+}

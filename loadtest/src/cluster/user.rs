@@ -1,0 +1,99 @@
+//! A user of a simulated mesh: opens streams to edges, as `meshctl` does.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use proto::{ALPN_MESH, code::CloseCode, id::EdgeId, identity::Role};
+use runtime::{
+    link::{
+        Link, LinkEnd,
+        quic::{self, Dialer, LinkLimits},
+    },
+    tls::{self, LiveIdentity, MeshVerifier, TrustBundle},
+};
+
+use super::{Layout, address, authority::Authority};
+use crate::{
+    probe::{self, Load, StreamEnd},
+    simnet::Net,
+};
+
+/// Where users dial from.
+const PORT: u16 = 30_000;
+
+/// A user.
+#[derive(Debug)]
+pub struct User {
+    /// Its name.
+    pub name: EdgeId,
+    /// From where it dials.
+    pub address: SocketAddr,
+    dialer: Dialer,
+    serial: String,
+    links: Mutex<BTreeMap<SocketAddr, Link>>,
+    /// Held while dialling, so that many streams at once share one link.
+    dialing: tokio::sync::Mutex<()>,
+}
+
+impl User {
+    pub(super) fn new(
+        i: usize,
+        authority: &mut Authority,
+        (net, bundle): (&Net, &TrustBundle),
+        layout: &Layout,
+    ) -> anyhow::Result<Self> {
+        let name = format!("user-{i}");
+        let credentials = authority.issue(&format!("user/{name}"));
+        let identity = LiveIdentity::new(&credentials)?;
+        let verifier = MeshVerifier::of_servers(bundle.clone(), Role::Shard);
+        let tls = tls::client_config(Some(&identity), Arc::new(verifier), &[ALPN_MESH])?;
+        let limits = layout.limits(LinkLimits { keep_alive: Some(Duration::from_secs(4)), ..LinkLimits::default() });
+        let address = address(2, i, PORT);
+        let dialer = Dialer::from_endpoint(net.endpoint(address, None)?, quic::client_config(tls, &limits)?, &limits);
+        let serial = credentials.facts().serial.clone();
+        Ok(Self {
+            name: name.parse()?,
+            address,
+            dialer,
+            serial,
+            links: Mutex::default(),
+            dialing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Of its certificate.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// The link to a shard; a new one if there is none that lives.
+    ///
+    /// # Errors
+    /// If the shard cannot be reached.
+    pub async fn link(&self, shard: SocketAddr) -> Result<Link, LinkEnd> {
+        let _alone = self.dialing.lock().await;
+        let present = self.links.lock().get(&shard).filter(|link| link.end().is_none()).cloned();
+        if let Some(link) = present {
+            return Ok(link);
+        }
+        let link = self.dialer.dial(shard, "shard").await?;
+        self.links.lock().insert(shard, link.clone());
+        Ok(link)
+    }
+
+    /// Opens a stream to an edge's echo by way of a shard, and sees it to its end.
+    pub async fn stream(&self, shard: SocketAddr, edge: &EdgeId, load: &Load) -> StreamEnd {
+        match self.link(shard).await {
+            Ok(link) => probe::run(&link, edge, load).await,
+            Err(end) => StreamEnd::Broken(format!("no link: {end}")),
+        }
+    }
+
+    /// Closes all links.
+    pub fn leave(&self) {
+        for link in std::mem::take(&mut *self.links.lock()).into_values() {
+            link.close(CloseCode::Done, "");
+        }
+    }
+}

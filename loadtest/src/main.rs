@@ -1,0 +1,137 @@
+//! `mesh-loadtest`: little services to put behind edges, and tools that load, check and annoy a mesh. The demo and the
+//! stories in `e2e/` are written with it; every figure it prints is one `name=value` per word, for scripts.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+
+mod tools;
+
+use tools::{check, edges, get, hostile, load, ports, probes, serve};
+
+/// Services, load and bad manners, for trying out a mesh.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-loadtest", version, max_term_width = 110)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs little services until it is told to stop; prints `ready` once all of them listen
+    Serve(serve::ServeArgs),
+    /// Prints free ports, one a line: free for TCP and UDP, and outside the range that the system gives out by itself
+    Ports {
+        /// How many
+        count: usize,
+    },
+    /// Gets a page, over TLS if the URL says so, and prints it
+    Get(get::GetArgs),
+    /// Sends random bytes to an echo, reads them back, and compares hashes
+    Echo {
+        /// Where
+        #[arg(long, value_name = "HOST:PORT")]
+        connect: String,
+        /// How many bytes
+        #[arg(long, default_value_t = 100_000_000)]
+        bytes: u64,
+        /// Word to say first: `echo` for a `serve --tricks`
+        #[arg(long)]
+        say: Option<String>,
+    },
+    /// Checks half-close and reset in both directions against a `serve --tricks`
+    Check {
+        /// Where
+        #[arg(long, value_name = "HOST:PORT")]
+        connect: String,
+    },
+    /// Opens many connections to a `serve --tricks`, keeps all of them open, and has each of them echo
+    Streams {
+        /// Where
+        #[arg(long, value_name = "HOST:PORT")]
+        connect: String,
+        /// How many
+        #[arg(long, default_value_t = 1000)]
+        count: usize,
+        /// How often each echoes
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// Echoes small messages over one connection to a `serve --tricks` and prints how long they took
+    Latency {
+        /// Where
+        #[arg(long, value_name = "HOST:PORT")]
+        connect: String,
+        /// For how long
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+        /// Opens a new connection for each message
+        #[arg(long)]
+        fresh: bool,
+    },
+    /// Lets a `serve --tricks` send until it stops, and says how the connection ended: eof, reset or another error
+    Pull {
+        /// Where
+        #[arg(long, value_name = "HOST:PORT")]
+        connect: String,
+        /// How many bytes to ask for; 0 is without end
+        #[arg(long, default_value_t = 0)]
+        bytes: u64,
+    },
+    /// Opens connections, says the same on each, reads nothing, and keeps them until it is told to stop
+    Hold(hostile::HoldArgs),
+    /// Sends garbage to TCP and UDP ports
+    Garbage(hostile::GarbageArgs),
+    /// Opens many streams to the echo of an edge over QUIC, as a user, keeps them busy, and prints how long echoes took
+    Probes(probes::ProbesArgs),
+    /// Runs many edges in this one process until it is told to stop
+    Edges(edges::EdgesArgs),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    runtime::shutdown::raise_descriptor_limit();
+    let done = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run(args.command)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-loadtest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Ports { count } => ports::print(count),
+        Command::Get(args) => get::run(args).await,
+        Command::Echo { connect, bytes, say } => load::echo(&connect, bytes, say.as_deref()).await,
+        Command::Check { connect } => check::run(&connect).await,
+        Command::Streams { connect, count, rounds } => load::streams(&connect, count, rounds).await,
+        Command::Latency { connect, seconds, fresh } => {
+            load::latency(&connect, Duration::from_secs_f64(seconds), fresh).await
+        }
+        Command::Pull { connect, bytes } => load::pull(&connect, bytes).await,
+        Command::Hold(args) => hostile::hold(args).await,
+        Command::Garbage(args) => hostile::garbage(args).await,
+        Command::Probes(args) => probes::run(args).await,
+        Command::Edges(args) => edges::run(args).await,
+    }
+}
+
+/// Writes a line to standard output, at once.
+fn say(line: impl std::fmt::Display) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}

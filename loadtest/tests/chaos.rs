@@ -1,0 +1,104 @@
+//! Anything, in any order: random operations on a simulated mesh, and what must be true afterwards.
+
+#[path = "support/sim.rs"]
+mod sim;
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use loadtest::{
+    cluster::{Cluster, Layout, op::Op},
+    simnet::seed_for,
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use sim::{play, seeds};
+
+/// Operations of a story.
+const OPERATIONS: usize = 80;
+
+fn layout(seed: u64) -> Layout {
+    let mut chance = StdRng::seed_from_u64(seed_for(seed, "layout"));
+    Layout {
+        shards: chance.random_range(1..=3),
+        edges: chance.random_range(1..=10),
+        users: chance.random_range(1..=4),
+        drain_secs: chance.random_range(1..=20),
+        ..Layout::default()
+    }
+}
+
+async fn chaos(cluster: &mut Cluster, operations: usize) -> anyhow::Result<()> {
+    let Layout { shards, edges, users, .. } = layout(cluster.seed());
+    let mut chance = StdRng::seed_from_u64(seed_for(cluster.seed(), "story"));
+    cluster.start_edges()?;
+    for _ in 0..operations {
+        cluster.run(&[Op::draw(&mut chance, edges, users, shards)]).await?;
+    }
+    cluster.run(&[Op::Heal, Op::Loss(0)]).await?;
+    for shard in 0..shards {
+        cluster.start_shard(shard)?;
+    }
+    cluster.calm().await?;
+    // Rule 1: every stream was byte-exact or failed visibly.
+    let tally = cluster.streams_ended().await?;
+    // And the mesh serves as if nothing had been. Users come anew: a link of theirs may still wait for a dead shard.
+    cluster.users.iter().for_each(|user| user.leave());
+    let alive: Vec<_> = (0..edges).filter(|&e| cluster.edges[e].running.is_some()).collect();
+    for &edge in &alive {
+        cluster.open_streams(0, edge, 1, 20_000);
+    }
+    let after = cluster.streams_ended().await?;
+    ensure!(after.exact == alive.len(), "after all is healed: {after:?}");
+    eprintln!(
+        "seed {}: {shards} shards, {edges} edges; {} exact, {} refused, {} broken in {:?}",
+        cluster.seed(),
+        tally.exact,
+        tally.refused.values().sum::<usize>(),
+        tally.broken(),
+        cluster.net.elapsed()
+    );
+    Ok(())
+}
+
+#[test]
+fn whatever_happens_the_rules_hold() {
+    for seed in seeds(1..=20) {
+        play("whatever_happens_the_rules_hold", seed, layout(seed), async |cluster| chaos(cluster, OPERATIONS).await);
+    }
+}
+
+#[test]
+fn one_seed_is_one_story() {
+    for seed in seeds([3, 8]) {
+        let run =
+            || play("one_seed_is_one_story", seed, layout(seed), async |cluster| chaos(cluster, OPERATIONS).await);
+        let (first, second) = (run(), run());
+        if let Some(difference) = first.difference(&second) {
+            panic!("seed {seed}: {difference}");
+        }
+        assert!(first.len() > 100, "something happened");
+        let other = play("one_seed_is_one_story", seed + 1, layout(seed), async |cluster| {
+            cluster.run(&[Op::StartEdge(0), Op::Calm]).await
+        });
+        assert_ne!(other.hash(), first.hash());
+    }
+}
+
+#[test]
+fn an_idle_mesh_costs_nothing_but_pings() {
+    let layout = Layout { edges: 20, ..Layout::default() };
+    for seed in seeds([1]) {
+        let log = play("an_idle_mesh_costs_nothing", seed, layout, async |cluster| {
+            cluster.start_edges()?;
+            cluster.calm().await?;
+            let before = cluster.net.log().len();
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            ensure!(cluster.is_calm(), "a tunnel was lost for no reason\n{}", cluster.picture());
+            let per_edge_and_minute = (cluster.net.log().len() - before) / 20 / 10;
+            eprintln!("{per_edge_and_minute} datagrams of an idle edge in a minute");
+            ensure!(per_edge_and_minute <= 75, "{per_edge_and_minute} datagrams of an idle edge in a minute");
+            Ok(())
+        });
+        assert!(!log.is_empty());
+    }
+}
