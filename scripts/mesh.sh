@@ -11,6 +11,8 @@ bin=${CAUSEWAY_BIN:-$CARGO_TARGET_DIR/debug}
 PATH=$bin:$PATH:/usr/sbin:/sbin
 for pg in /usr/lib/postgresql/*/bin; do PATH=$PATH:$pg; done
 domain=mesh.test
+# Where everything listens; an IPv6 address in brackets.
+: "${host:=127.0.0.1}"
 
 dir=$(mktemp -d "${TMPDIR:-/tmp}/causeway.XXXXXX")
 chmod 755 "$dir" # other users' services, such as PostgreSQL's, keep their files inside
@@ -114,17 +116,17 @@ port() {
 }
 
 # Whether somebody listens on a TCP port of the loopback.
-listening() { (exec 3<> "/dev/tcp/127.0.0.1/$1") 2> /dev/null; }
+listening() { (exec 3<> "/dev/tcp/$(tr -d "[]" <<< "$host")/$1") 2> /dev/null; }
 
 # --- the mesh -----------------------------------------------------------------------------------------------------
 
 ctl() { meshctl "$@"; }
 get() { mesh-loadtest get "$@"; }
 # ready PORT: whether the process with that admin port says that it is ready.
-ready() { get "http://127.0.0.1:$1/readyz" > /dev/null; }
+ready() { get "http://$host:$1/readyz" > /dev/null; }
 
 # metric PORT NAME[{LABELS}]: its value at the process with that admin port; 0 if it is not there.
-metric() { get "http://127.0.0.1:$1/metrics" | awk -v name="$2" '$1 == name { value = $2 } END { print value + 0 }'; }
+metric() { get "http://$host:$1/metrics" | awk -v name="$2" '$1 == name { value = $2 } END { print value + 0 }'; }
 
 # Resident memory of a process, in KiB.
 rss() { awk '$1 == "VmRSS:" { print $2 }' "/proc/${pid[$1]}/status"; }
@@ -133,9 +135,9 @@ rss() { awk '$1 == "VmRSS:" { print $2 }' "/proc/${pid[$1]}/status"; }
 control() {
   port control.api control.admin
   {
-    echo "listen = '127.0.0.1:${at[control.api]}'"
-    echo "admin = '127.0.0.1:${at[control.admin]}'"
-    echo "public = ['127.0.0.1:${at[control.api]}']"
+    echo "listen = '$host:${at[control.api]}'"
+    echo "admin = '$host:${at[control.admin]}'"
+    echo "public = ['$host:${at[control.api]}']"
     echo "data_dir = '$dir/control'"
     echo "trust_domain = '$domain'"
     printf '%s\n' "$@"
@@ -149,7 +151,7 @@ control() {
 tcp_doors=()
 door() {
   port "$1"
-  tcp_doors+=("[[doors.tcp]]" "name = '$1'" "listen = '127.0.0.1:${at[$1]}'" "target = '$2'")
+  tcp_doors+=("[[doors.tcp]]" "name = '$1'" "listen = '$host:${at[$1]}'" "target = '$2'")
 }
 
 # shard [LINE...]: enrols shard-1 and starts it; the first start chooses the ports.
@@ -158,16 +160,16 @@ shard() {
   {
     echo "data_dir = '$dir/shard-1'"
     echo "name = 'shard-1'"
-    echo "listen = '127.0.0.1:${at[shard.mesh]}'"
-    echo "admin = '127.0.0.1:${at[shard.admin]}'"
+    echo "listen = '$host:${at[shard.mesh]}'"
+    echo "admin = '$host:${at[shard.admin]}'"
     echo "domain = '$domain'"
     echo "access = { file = '$dir/log/shard-1.access' }"
     echo "drain_secs = 2"
     printf '%s\n' "$@"
     echo "[doors]"
-    echo "proxy = '127.0.0.1:${at[shard.proxy]}'"
-    echo "http = '127.0.0.1:${at[shard.http]}'"
-    echo "https = '127.0.0.1:${at[shard.https]}'"
+    echo "proxy = '$host:${at[shard.proxy]}'"
+    echo "http = '$host:${at[shard.http]}'"
+    echo "https = '$host:${at[shard.https]}'"
     printf '%s\n' "${tcp_doors[@]}"
   } > "$dir/shard-1.toml"
   ctl token create --shard --name shard-1 2>> "$dir/log/meshctl.log" |
@@ -199,7 +201,7 @@ edge_config() {
   [[ $# == 0 ]] || shift
   {
     echo "data_dir = '$dir/$name'"
-    echo "admin = '127.0.0.1:${at[$name]}'"
+    echo "admin = '$host:${at[$name]}'"
     echo "access = 'off'"
     echo "drain = 1"
     printf '%s\n' "$@"
