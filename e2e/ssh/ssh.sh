@@ -103,17 +103,21 @@ back=$(moved 500 rsync -W -e "$transport" "shop-1:$dir/there/rsync" "$dir/back/r
 same "$(hash_of "$dir/back/rsync")" "$hash"
 ok "$there there, $back back, equal hashes"
 
-head -c 200000000 "$dir/file" > "$dir/smaller"
-hash=$(hash_of "$dir/smaller")
-step 'scp, 200 MB there'
-there=$(moved 200 scp "${config[@]}" "$dir/smaller" "shop-1:$dir/there/scp")
+step 'scp, 500 MB there and back'
+there=$(moved 500 scp "${config[@]}" "$dir/file" "shop-1:$dir/there/scp")
+back=$(moved 500 scp "${config[@]}" "shop-1:$dir/there/scp" "$dir/back/scp")
 same "$(hash_of "$dir/there/scp")" "$hash"
-ok "$there, equal hashes"
+same "$(hash_of "$dir/back/scp")" "$hash"
+rm "$dir/there/scp" "$dir/back/scp"
+ok "$there there, $back back, equal hashes"
 
-step 'sftp, 200 MB back'
-back=$(moved 200 sftp "${config[@]}" -b /dev/stdin shop-1 <<< "get $dir/there/scp $dir/back/sftp")
+step 'sftp, 500 MB there and back'
+there=$(moved 500 sftp "${config[@]}" -b /dev/stdin shop-1 <<< "put $dir/file $dir/there/sftp")
+back=$(moved 500 sftp "${config[@]}" -b /dev/stdin shop-1 <<< "get $dir/there/sftp $dir/back/sftp")
+same "$(hash_of "$dir/there/sftp")" "$hash"
 same "$(hash_of "$dir/back/sftp")" "$hash"
-ok "$back, equal hashes"
+rm "$dir/there/sftp" "$dir/back/sftp"
+ok "$there there, $back back, equal hashes"
 
 token=$(ctl token create --access robot 2>> "$dir/log/meshctl.log")
 allow user/robot edge/shop-1 "${at[sshd]}"
