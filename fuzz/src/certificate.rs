@@ -2,6 +2,7 @@
 
 use std::io::{Cursor, Read};
 
+use control::ca::csr::Csr;
 use runtime::{
     cert::{self, CertFacts},
     identity,
@@ -35,6 +36,17 @@ pub fn pem(data: &[u8]) {
     let printed: String = certificates.iter().map(|c| identity::to_pem("CERTIFICATE", c)).collect();
     assert_eq!(identity::certificates(&printed).as_ref(), Ok(&certificates), "{printed}");
     let _ = TrustBundle::from_pem(text);
+}
+
+/// A request for a certificate, as control reads it from whoever has found its port: DER, or PEM if it is text.
+pub fn csr(data: &[u8]) {
+    let read = match std::str::from_utf8(data) {
+        Ok(pem) => Csr::from_pem(pem),
+        Err(_) => Csr::from_der(data),
+    };
+    if let Ok(csr) = read {
+        assert!(csr.hosts().len() <= 32, "more names than are allowed");
+    }
 }
 
 /// The first flight of a TLS client at the door that goes by SNI. The first byte sets the size of the pieces in which it

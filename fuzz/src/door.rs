@@ -5,7 +5,19 @@
 #[path = "../../mesh-cloud/src/doors/http/screen.rs"]
 mod screen;
 
-use self::screen::Screen;
+// The same for what a visitor of the proxy door shows.
+#[path = "../../mesh-cloud/src/doors/proxy/authorization.rs"]
+mod authorization;
+
+use self::{authorization::Shown, screen::Screen};
+
+/// The field `Proxy-Authorization` of a request.
+pub fn authorization(data: &[u8]) {
+    let Some(shown) = Shown::read(data) else { return };
+    let (Shown::Basic { token, .. } | Shown::Bearer { token }) = &shown;
+    assert!(token.reveal().len() <= data.len(), "more came out than went in");
+    assert!(!format!("{shown:?}").contains("token: \""), "a token shows");
+}
 
 /// Lines from here on may end a connection one byte earlier or later, by how they were cut.
 const LONG: usize = 1000;

@@ -11,8 +11,8 @@ mod text;
 mod wire;
 
 pub use api::{api, rule};
-pub use certificate::{certificate, client_hello, pem};
-pub use door::http_screen;
+pub use certificate::{certificate, client_hello, csr, pem};
+pub use door::{authorization, http_screen};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
 pub use wire::{answer, edge_to_shard, frames, open, shard_to_edge};
 
@@ -23,9 +23,11 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("answer", answer),
     ("api", api),
+    ("authorization", authorization),
     ("certificate", certificate),
     ("client_hello", client_hello),
     ("config", config),
+    ("csr", csr),
     ("edge_to_shard", edge_to_shard),
     ("frames", frames),
     ("host_port", host_port),

@@ -39,6 +39,7 @@ use crate::{
     route::{self, Router},
 };
 
+mod authorization;
 mod credentials;
 mod destination;
 

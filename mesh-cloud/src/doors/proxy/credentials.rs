@@ -2,21 +2,12 @@
 
 use std::sync::Arc;
 
-use base64::{
-    Engine, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use hyper::{HeaderMap, StatusCode, header::PROXY_AUTHORIZATION};
-use proto::{code::RefuseCode, identity::Role, principal::Principal, secret::Secret, stream::Refusal};
+use proto::{code::RefuseCode, identity::Role, principal::Principal, stream::Refusal};
 use runtime::{cert::CertFacts, clock};
 
+use super::authorization::Shown;
 use crate::{doors::http::answer::Answer, state::MeshState};
-
-/// Base64 of any padding: clients differ.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 const HOW: &str = "show a user's client certificate, or send an access token from 'meshctl token create --access' as \
                    Proxy-Authorization: Basic USER:TOKEN (curl: --proxy-user USER:TOKEN) or Bearer TOKEN";
@@ -41,14 +32,6 @@ pub(super) struct Caller {
     pub(super) credential: String,
 }
 
-/// What stands in `Proxy-Authorization`.
-#[derive(Debug, PartialEq, Eq)]
-enum Shown {
-    Nothing,
-    Basic { user: String, token: Secret },
-    Bearer { token: Secret },
-}
-
 fn unauthenticated(why: &str) -> Answer {
     Answer::from(Refusal::because(RefuseCode::Unauthenticated, why))
 }
@@ -65,7 +48,7 @@ impl Peer {
                 );
                 Err(unauthenticated(&why).with_status(StatusCode::FORBIDDEN))
             }
-            Self::Tls(None) | Self::Plain => by_token(Shown::in_headers(headers)?, state),
+            Self::Tls(None) | Self::Plain => by_token(shown(headers)?, state),
         }
     }
 }
@@ -83,11 +66,11 @@ fn by_certificate(facts: &CertFacts) -> Result<Caller, Answer> {
     Ok(Caller { principal, credential: facts.serial.clone() })
 }
 
-fn by_token(shown: Shown, state: &MeshState) -> Result<Caller, Answer> {
+fn by_token(shown: Option<Shown>, state: &MeshState) -> Result<Caller, Answer> {
     let (user, token) = match shown {
-        Shown::Nothing => return Err(unauthenticated(&format!("the proxy door wants to know who asks: {HOW}"))),
-        Shown::Basic { user, token } => (Some(user), token),
-        Shown::Bearer { token } => (None, token),
+        None => return Err(unauthenticated(&format!("the proxy door wants to know who asks: {HOW}"))),
+        Some(Shown::Basic { user, token }) => (Some(user), token),
+        Some(Shown::Bearer { token }) => (None, token),
     };
     let holder = state.holder(&token, clock::unix_now());
     let unknown = || unauthenticated("this access token is not known, has expired, or is another user's");
@@ -98,30 +81,14 @@ fn by_token(shown: Shown, state: &MeshState) -> Result<Caller, Answer> {
     }
 }
 
-impl Shown {
-    fn in_headers(headers: &HeaderMap) -> Result<Self, Answer> {
-        let malformed = || unauthenticated(&format!("Proxy-Authorization cannot be understood: {HOW}"));
-        let mut values = headers.get_all(PROXY_AUTHORIZATION).iter();
-        let (Some(value), None) = (values.next(), values.next()) else {
-            return if headers.contains_key(PROXY_AUTHORIZATION) { Err(malformed()) } else { Ok(Self::Nothing) };
-        };
-        Self::read(value.as_bytes()).ok_or_else(malformed)
-    }
-
-    /// Reads `Basic` (RFC 7617) and `Bearer` (RFC 6750); `None` if it is neither.
-    fn read(value: &[u8]) -> Option<Self> {
-        let (scheme, rest) = std::str::from_utf8(value).ok()?.trim().split_once(' ')?;
-        let rest = rest.trim();
-        if scheme.eq_ignore_ascii_case("bearer") {
-            return (!rest.is_empty()).then(|| Self::Bearer { token: Secret::new(rest.to_owned()) });
-        }
-        if !scheme.eq_ignore_ascii_case("basic") {
-            return None;
-        }
-        let both = String::from_utf8(BASE64.decode(rest).ok()?).ok()?;
-        let (user, token) = both.split_once(':')?;
-        Some(Self::Basic { user: user.to_owned(), token: Secret::new(token.to_owned()) })
-    }
+/// What a request shows, if it shows something.
+fn shown(headers: &HeaderMap) -> Result<Option<Shown>, Answer> {
+    let malformed = || unauthenticated(&format!("Proxy-Authorization cannot be understood: {HOW}"));
+    let mut values = headers.get_all(PROXY_AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return if headers.contains_key(PROXY_AUTHORIZATION) { Err(malformed()) } else { Ok(None) };
+    };
+    Shown::read(value.as_bytes()).ok_or_else(malformed).map(Some)
 }
 
 #[cfg(test)]
@@ -137,20 +104,5 @@ mod tests {
         assert_eq!(status(&Peer::PlainFromAfar, &headers), StatusCode::FORBIDDEN);
         headers.insert(PROXY_AUTHORIZATION, "Bearer a.b".parse().unwrap());
         assert_eq!(status(&Peer::PlainFromAfar, &headers), StatusCode::FORBIDDEN);
-    }
-
-    #[test]
-    fn credentials_are_read_or_not_and_never_more() {
-        let token = |text: &str| Secret::new(text.to_owned());
-        let basic = |user: &str, text: &str| Some(Shown::Basic { user: user.into(), token: token(text) });
-        assert_eq!(Shown::read(b"Basic YWxpY2U6YS5iOmM="), basic("alice", "a.b:c"));
-        assert_eq!(Shown::read(b"basic  YWxpY2U6YS5iOmM"), basic("alice", "a.b:c"));
-        assert_eq!(Shown::read(b"Bearer a.b"), Some(Shown::Bearer { token: token("a.b") }));
-        for text in
-            ["", "x", "Basic", "Basic ", "Basic !", "Basic YQ==", "Basic gICAOg==", "Bearer ", "Digest a=b", "\u{80}"]
-        {
-            assert_eq!(Shown::read(text.as_bytes()), None, "{text}");
-        }
-        assert_eq!(Shown::read(b"Basic \xff\xfe"), None);
     }
 }
