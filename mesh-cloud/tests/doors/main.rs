@@ -10,6 +10,7 @@
 mod http;
 mod http2;
 mod https;
+mod identity;
 mod mesh;
 mod proxy;
 mod smuggling;
