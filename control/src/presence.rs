@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 use proto::{
-    api::{self, ShardReport, ShardView},
+    api::{self, ShardOrder, ShardReport, ShardState, ShardView},
     id::{EdgeId, ShardId},
     message::Candidate,
 };
@@ -84,7 +84,7 @@ impl Presence {
         if let Some(other) = report.online.iter().find(|p| p.shard != *shard) {
             return Err(WrongSender { sender: shard.clone(), named: other.shard.clone() });
         }
-        let ShardReport { addresses, version, full, online, offline } = report;
+        let ShardReport { addresses, version, full, online, offline, .. } = report;
         let mut inner = self.inner.lock();
         let Inner { shards, gone } = &mut *inner;
         let lease = shards.entry(shard.clone()).or_insert_with(|| Lease {
@@ -190,6 +190,11 @@ impl Presence {
             edges: if lease.alive(now) { lease.counted } else { 0 },
             last_seen: lease.last_seen,
             alive: lease.alive(now),
+            state: ShardState::Serving,
+            order: ShardOrder::Serve,
+            weight: proto::ring::WEIGHT,
+            epoch: 0,
+            streams: 0,
         };
         inner.shards.iter().map(view).collect()
     }

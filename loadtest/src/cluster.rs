@@ -293,7 +293,7 @@ impl Cluster {
             access_tokens: Some(Vec::new()),
             edges: Some(edges.collect()),
             shards: Some(shards.collect()),
-            bundle: None,
+            ..WatchEvent::default()
         };
         let next = Arc::new(self.state.borrow().after(event));
         self.state.send_replace(Arc::clone(&next));

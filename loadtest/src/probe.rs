@@ -112,6 +112,7 @@ pub async fn open(link: &Link, edge: &EdgeId) -> Result<Stream, StreamEnd> {
         Ok(Answer::Opened { edge: served, .. }) if served == *edge => Ok(stream),
         Ok(Answer::Opened { edge: served, .. }) => Err(StreamEnd::Wrong(format!("asked for {edge}, met {served}"))),
         Ok(Answer::Refused(refusal)) => Err(StreamEnd::Refused(refusal.code)),
+        Ok(Answer::Routed(_)) => Err(StreamEnd::Wrong("a user got what is said between shards".into())),
         Err(e) => Err(StreamEnd::Wrong(format!("the answer cannot be read: {e}"))),
     }
 }

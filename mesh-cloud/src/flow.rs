@@ -77,6 +77,12 @@ impl Pending {
                 self.trail.opened(&edge, address, took);
                 Ok(Opened { stream: self.stream, trail: self.trail })
             }
+            Ok((Answer::Routed(_), _)) => {
+                let refusal = Refusal::new(RefuseCode::Internal);
+                self.stream.abort(ResetCode::ProtocolError);
+                self.trail.refused(&refusal).await;
+                Err(refusal)
+            }
             Ok((Answer::Refused(refusal), _)) | Err(refusal) => {
                 self.stream.abort(ResetCode::Cancelled);
                 self.trail.refused(&refusal).await;
@@ -116,7 +122,7 @@ impl Pending {
                 trail.ended(&result).await;
             }
             Some((Answer::Refused(refusal), _)) => trail.refused(refusal).await,
-            None => trail.ended(&result).await,
+            Some((Answer::Routed(_), _)) | None => trail.ended(&result).await,
         }
     }
 }
@@ -301,7 +307,7 @@ impl Source for AnsweringSource {
         self.recv.unread(reader.into_rest());
         let refused = match &answer {
             Answer::Refused(refusal) => Some(refusal.reason.clone()),
-            Answer::Opened { .. } => None,
+            Answer::Opened { .. } | Answer::Routed(_) => None,
         };
         // Set once: the reader was there.
         let _ = self.answer.set((answer, Instant::now()));

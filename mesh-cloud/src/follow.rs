@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use proto::{
-    api::{Enrolled, Presence, RenewFor, ShardReport},
+    api::{Enrolled, Presence, RenewFor, ShardReport, ShardState},
     backoff::Backoff,
     code::CloseCode,
     id::{EdgeId, ShardId},
@@ -161,7 +161,17 @@ fn presence(
             gone.into_iter().map(|(id, _)| id.clone()).collect(),
         )
     };
-    ShardReport { addresses: addresses.to_vec(), version: telemetry::version().to_owned(), full, online, offline }
+    ShardReport {
+        addresses: addresses.to_vec(),
+        version: telemetry::version().to_owned(),
+        state: ShardState::Serving,
+        weight: proto::ring::WEIGHT,
+        epoch: 0,
+        streams: 0,
+        full,
+        online,
+        offline,
+    }
 }
 
 /// Passes renewals to control, one at a time each in its own task's stead: a queue in front, answers behind.

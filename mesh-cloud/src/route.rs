@@ -149,6 +149,7 @@ impl Router {
             door: request.door,
             trace: request.trace,
             hops: request.hops + 1,
+            via: Vec::new(),
         };
         let (stream, count) = handle.open(&open).await?;
         let trail = Trail {

@@ -1,14 +1,18 @@
 //! What the shard has been told by control: an immutable value, replaced with each change. When control is away the
 //! last one stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proto::{
-    api::{AccessToken, WatchEvent},
-    id::{EdgeId, GroupName, SiteName, UserId},
+    api::{AccessToken, ShardOrder, WatchEvent},
+    id::{EdgeId, GroupName, ShardId, SiteName, UserId},
     message::Candidate,
     policy::Policy,
     principal::Principal,
+    ring::Ring,
     secret::Secret,
 };
 use sha2::{Digest, Sha256};
@@ -26,8 +30,14 @@ pub struct MeshState {
     tokens: BTreeMap<String, AccessToken>,
     /// Edges that are enrolled, with their sites.
     pub edges: BTreeMap<EdgeId, Option<SiteName>>,
-    /// Shards that are alive.
+    /// Shards that are alive, in the ring or not.
     pub shards: Vec<Candidate>,
+    /// Who owns which edge; the newest that was ever heard of.
+    pub ring: Arc<Ring>,
+    /// The ring before this one: where an edge may still be that has a new owner.
+    pub previous: Arc<Ring>,
+    /// What administrators want of shards; those that are to serve are not in here.
+    pub orders: BTreeMap<ShardId, ShardOrder>,
 }
 
 /// Who showed an access token.
@@ -60,6 +70,14 @@ impl MeshState {
         if let Some(shards) = event.shards {
             next.shards = shards;
         }
+        // An older ring comes from a replica of control that has lost touch. It must not undo what is newer.
+        if let Some(spec) = event.ring.filter(|spec| spec.epoch > self.ring.epoch()) {
+            next.previous = Arc::clone(&self.ring);
+            next.ring = Arc::new(Ring::new(spec));
+        }
+        if let Some(orders) = event.orders {
+            next.orders = orders;
+        }
         next
     }
 
@@ -71,6 +89,8 @@ impl MeshState {
             || event.access_tokens.is_some()
             || event.edges.is_some()
             || event.shards.is_some()
+            || event.ring.is_some()
+            || event.orders.is_some()
     }
 
     /// Who holds an access token; `None` if it is not known or has ended.

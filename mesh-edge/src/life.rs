@@ -220,6 +220,7 @@ impl Life {
             version: telemetry::version().to_owned(),
             unix_ms: clock::unix_millis(),
             epoch: self.epoch.load(Ordering::Relaxed),
+            avoid: Vec::new(),
         };
         match greet(&link, hello).await.map_err(Outcome::Failed)? {
             Greeting::Welcome(welcome, control) => {

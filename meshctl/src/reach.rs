@@ -142,6 +142,7 @@ async fn open_stream(link: &Link, target: &Target) -> Result<Opened, OpenError> 
             Ok(Opened { stream, edge, address })
         }
         Answer::Refused(refusal) => Err(OpenError::Refused(refusal)),
+        Answer::Routed(_) => Err(OpenError::Nonsense("it said what shards say to each other".into())),
     }
 }
 

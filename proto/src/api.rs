@@ -8,6 +8,8 @@
 //! | `GET /v1/watch` | shards | | lines of [`WatchEvent`], without end |
 //! | `POST /v1/shards/report` | shards | [`ShardReport`] | `204` |
 //! | `GET /v1/shards` | users | | [`ShardView`]s |
+//! | `PUT /v1/shards/{name}/order` | admins | [`ShardOrder`] | [`ShardView`] |
+//! | `GET /v1/ring` | users | | [`RingSpec`] |
 //! | `GET/POST /v1/tokens`, `DELETE /v1/tokens/{id}` | admins | [`TokenRequest`] | [`TokenView`]s, [`TokenCreated`] |
 //! | `GET /v1/edges`, `GET /v1/edges/{name}` | users | | [`EdgeView`]s |
 //! | `POST /v1/edges/{name}/revoke` | admins | | [`EdgeView`] |
@@ -26,6 +28,7 @@ use crate::{
     identity::Role,
     message::{Candidate, Service},
     policy::Rule,
+    ring::RingSpec,
     secret::Secret,
 };
 
@@ -224,12 +227,70 @@ pub struct ShardReport {
     pub addresses: Vec<String>,
     /// Version of its software.
     pub version: String,
+    /// How it stands.
+    #[serde(default)]
+    pub state: ShardState,
+    /// Its weight in the ring ([`crate::ring::WEIGHT`] is usual).
+    #[serde(default = "usual_weight")]
+    pub weight: u32,
+    /// Of the ring that it goes by. Control never gives a ring a smaller number than one that a shard has seen.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Streams that go through it.
+    #[serde(default)]
+    pub streams: u64,
     /// Whether `online` is all of its edges, so that those missing are gone.
     pub full: bool,
     /// Edges that came or changed.
     pub online: Vec<Presence>,
     /// Edges that went.
     pub offline: Vec<EdgeId>,
+}
+
+const fn usual_weight() -> u32 {
+    crate::ring::WEIGHT
+}
+
+/// How a shard stands, by its own word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShardState {
+    /// It serves.
+    #[default]
+    Serving,
+    /// It is about to stop: it belongs in no ring, and its edges are leaving it.
+    Draining,
+}
+
+/// What an administrator wants of a shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShardOrder {
+    /// To be in the ring.
+    #[default]
+    Serve,
+    /// To be in no ring and take no new edge, but to keep those that it has.
+    Cordon,
+    /// To be in no ring and to send its edges elsewhere.
+    Drain,
+}
+
+impl ShardOrder {
+    /// The word in commands and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Cordon => "cordon",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+impl fmt::Display for ShardOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// A shard, as control knows it.
@@ -247,6 +308,21 @@ pub struct ShardView {
     pub last_seen: i64,
     /// Whether it reported within the lease.
     pub alive: bool,
+    /// How it stands.
+    #[serde(default)]
+    pub state: ShardState,
+    /// What an administrator wants of it.
+    #[serde(default)]
+    pub order: ShardOrder,
+    /// Its weight in the ring.
+    #[serde(default = "usual_weight")]
+    pub weight: u32,
+    /// Of the ring that it goes by.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Streams that go through it.
+    #[serde(default)]
+    pub streams: u64,
 }
 
 /// A certificate that is no longer good.
@@ -295,9 +371,15 @@ pub struct WatchEvent {
     /// All edges that are enrolled and not revoked, with their sites.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edges: Option<BTreeMap<EdgeId, Option<SiteName>>>,
-    /// All shards that are alive.
+    /// All shards that are alive, in the ring or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<Vec<Candidate>>,
+    /// The ring. A shard ignores one that is older than its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ring: Option<RingSpec>,
+    /// What administrators want of shards; those that are to serve are left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orders: Option<BTreeMap<ShardId, ShardOrder>>,
     /// The trust bundle, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,

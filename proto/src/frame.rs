@@ -9,6 +9,8 @@ use prost::Message;
 pub const MAX_EDGE_TO_SHARD: usize = 64 * 1024;
 /// Cap of a frame from shard to edge on the control stream, in bytes.
 pub const MAX_SHARD_TO_EDGE: usize = 256 * 1024;
+/// Cap of a frame on the control stream between shards, in bytes.
+pub const MAX_SHARD_TO_SHARD: usize = 256 * 1024;
 /// Cap of the frames at the head of a data stream, in bytes.
 pub const MAX_STREAM_HEAD: usize = 4 * 1024;
 

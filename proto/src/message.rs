@@ -17,6 +17,8 @@ use crate::{
 pub const MAX_SERVICES: usize = 256;
 /// Most candidates, and most addresses of one.
 const MAX_CANDIDATES: usize = 64;
+/// Most shards that an edge avoids.
+pub const MAX_AVOIDED: usize = 16;
 /// Most certificates of a chain or a bundle.
 const MAX_CERTIFICATES: usize = 16;
 
@@ -89,6 +91,8 @@ pub struct Hello {
     pub unix_ms: u64,
     /// Newest ring epoch that it has heard of.
     pub epoch: u64,
+    /// Shards that it cannot reach, or that asked it to leave; at most [`MAX_AVOIDED`].
+    pub avoid: Vec<ShardId>,
 }
 
 /// The shard serves.
@@ -218,6 +222,7 @@ impl EdgeToShard {
                 version: hello.version,
                 unix_ms: hello.unix_ms,
                 epoch: hello.epoch,
+                avoid: hello.avoid.into_iter().map(Into::into).collect(),
             }),
             Self::Announce(services) => {
                 M::Announce(wire::Announce { services: services.into_iter().map(service_to_wire).collect() })
@@ -238,6 +243,7 @@ impl EdgeToShard {
         let Some(message) = wire::EdgeToShard::decode(body)?.message else { return Ok(None) };
         Ok(Some(match message {
             M::Hello(hello) => Self::Hello(Hello {
+                avoid: avoided_from_wire(hello.avoid)?,
                 name: hello.name.parse().map_err(|e| invalid("name", e))?,
                 instance: hello.instance,
                 version: hello.version.chars().take(64).collect(),
@@ -340,6 +346,13 @@ fn invalid(field: &'static str, why: impl ToString) -> FrameError {
 
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn avoided_from_wire(avoid: Vec<String>) -> Result<Vec<ShardId>, FrameError> {
+    if avoid.len() > MAX_AVOIDED {
+        return Err(invalid("avoid", format!("more than {MAX_AVOIDED}")));
+    }
+    avoid.into_iter().map(|shard| shard.parse().map_err(|e| invalid("avoid", e))).collect()
 }
 
 fn candidate_to_wire(candidate: Candidate) -> wire::Candidate {

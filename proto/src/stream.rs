@@ -8,7 +8,7 @@ use prost::Message;
 use crate::{
     code::{RefuseCode, Retry},
     frame::{self, FrameError, MAX_STREAM_HEAD},
-    id::EdgeId,
+    id::{EdgeId, ShardId},
     principal::Principal,
     target::{HostPort, Target},
     wire,
@@ -16,6 +16,8 @@ use crate::{
 
 /// Most groups of a user that an `Open` carries.
 const MAX_GROUPS: usize = 64;
+/// Most shards that an `Open` names as passed.
+pub const MAX_VIA: usize = 8;
 /// Longest name of a door, or reason, in bytes.
 const MAX_TEXT: usize = 1024;
 
@@ -32,6 +34,8 @@ pub struct Open {
     pub trace: Option<Trace>,
     /// How many shards have passed it on.
     pub hops: u32,
+    /// Which ones; at most [`MAX_VIA`]. Only shards may state it.
+    pub via: Vec<ShardId>,
 }
 
 /// Trace id and parent span id of W3C Trace Context (<https://www.w3.org/TR/trace-context/>).
@@ -55,6 +59,19 @@ pub enum Answer {
     },
     /// It is not, and nothing follows.
     Refused(Refusal),
+    /// Between shards only: the tunnel is found, and the edge's answer follows.
+    Routed(Routed),
+}
+
+/// Where a stream was passed on to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Routed {
+    /// The shard where the edge's tunnel ends.
+    pub shard: ShardId,
+    /// The edge.
+    pub edge: EdgeId,
+    /// The policy rule that allowed it.
+    pub rule: String,
 }
 
 /// A stream was not opened.
@@ -97,7 +114,7 @@ impl Open {
     /// An `Open` that says nothing but the target.
     #[must_use]
     pub const fn new(target: Target) -> Self {
-        Self { target, principal: None, door: String::new(), trace: None, hops: 0 }
+        Self { target, principal: None, door: String::new(), trace: None, hops: 0, via: Vec::new() }
     }
 
     /// As a frame.
@@ -111,6 +128,7 @@ impl Open {
             door: self.door.clone(),
             trace: self.trace.map_or_else(Bytes::new, |t| [&t.trace_id[..], &t.parent_id[..]].concat().into()),
             hops: self.hops,
+            via: self.via.iter().map(ToString::to_string).collect(),
         };
         frame::encode(&open, MAX_STREAM_HEAD)
     }
@@ -129,12 +147,16 @@ impl Open {
         if open.door.len() > MAX_TEXT {
             return Err(invalid("door", "too long"));
         }
+        if open.via.len() > MAX_VIA {
+            return Err(invalid("via", format!("more than {MAX_VIA}")));
+        }
         Ok(Self {
             target: target_from_wire(open.target.ok_or_else(|| invalid("target", "missing"))?)?,
             principal: open.principal.map(principal_from_wire).transpose()?,
             door: open.door,
             trace,
             hops: open.hops,
+            via: open.via.into_iter().map(|s| s.parse().map_err(|e| invalid("via", e))).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -151,6 +173,11 @@ impl Answer {
                 code: refusal.code.number(),
                 reason: cut(&refusal.reason).to_owned(),
                 retry_after_ms: refusal.retry_after.map_or(0, millis),
+            }),
+            Self::Routed(routed) => wire::answer::Answer::Routed(wire::Routed {
+                shard: routed.shard.to_string(),
+                edge: routed.edge.to_string(),
+                rule: cut(&routed.rule).to_owned(),
             }),
         };
         frame::encode(&wire::Answer { answer: Some(answer) }, MAX_STREAM_HEAD)
@@ -172,7 +199,12 @@ impl Answer {
                 retry_after: (refused.retry_after_ms != 0)
                     .then(|| Duration::from_millis(refused.retry_after_ms.into())),
             })),
-            None => Err(invalid("answer", "neither opened nor refused")),
+            Some(wire::answer::Answer::Routed(routed)) => Ok(Self::Routed(Routed {
+                shard: routed.shard.parse().map_err(|e| invalid("shard", e))?,
+                edge: routed.edge.parse().map_err(|e| invalid("edge", e))?,
+                rule: routed.rule,
+            })),
+            None => Err(invalid("answer", "neither opened nor refused nor routed")),
         }
     }
 }

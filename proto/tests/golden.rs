@@ -57,11 +57,19 @@ fn edge_to_shard() -> Vec<(EdgeToShard, &'static str)> {
                 version: "0.1.0".into(),
                 unix_ms: 1_790_000_000_000,
                 epoch: 42,
+                avoid: vec![],
             }),
             "00000024 0a220a0773686f702d313711efcdab89674523011a05302e312e302080d8c1a28c34282a",
         ),
         (
-            EdgeToShard::Hello(Hello { name: name("a"), instance: 0, version: String::new(), unix_ms: 0, epoch: 0 }),
+            EdgeToShard::Hello(Hello {
+                name: name("a"),
+                instance: 0,
+                version: String::new(),
+                unix_ms: 0,
+                epoch: 0,
+                avoid: vec![],
+            }),
             "00000005 0a030a0161",
         ),
         (
@@ -71,6 +79,7 @@ fn edge_to_shard() -> Vec<(EdgeToShard, &'static str)> {
                 version: String::new(),
                 unix_ms: u64::MAX,
                 epoch: u64::MAX,
+                avoid: vec![],
             }),
             "00000024 0a220a016111ffffffffffffffff20ffffffffffffffffff0128ffffffffffffffffff01",
         ),
@@ -442,14 +451,14 @@ fn values_of_a_newer_version_mean_the_next_best_thing() {
     // A kind of target, of principal, of answer: nothing that one may guess.
     assert_eq!(field(Open::decode(bytes("0a08 0a0161 32030a0161"))), "target");
     assert_eq!(field(Open::decode(bytes("0a0a 0a0161 1205 0a0161 1001 1202 0863"))), "principal");
-    assert_eq!(field(Answer::decode(bytes("1a00"))), "answer");
+    assert_eq!(field(Answer::decode(bytes("2200"))), "answer");
 }
 
 /// What the first version that ever spoke may leave out.
 #[test]
 fn an_older_peer_that_leaves_fields_out_is_understood() {
     let hello = EdgeToShard::decode(bytes("0a 03 0a0161"));
-    let expected = Hello { name: name("a"), instance: 0, version: String::new(), unix_ms: 0, epoch: 0 };
+    let expected = Hello { name: name("a"), instance: 0, version: String::new(), unix_ms: 0, epoch: 0, avoid: vec![] };
     assert_eq!(hello, Ok(Some(EdgeToShard::Hello(expected))));
     let Ok(Some(ShardToEdge::Welcome(welcome))) = ShardToEdge::decode(bytes("0a 03 0a0161")) else {
         panic!("no Welcome");

@@ -19,7 +19,7 @@ use proto::{
     policy::{Decision, Object, Place, Policy, Ports, Rule, Subject},
     principal::Principal,
     secret::Secret,
-    stream::{Answer, Open, Refusal, Trace},
+    stream::{Answer, Open, Refusal, Routed, Trace},
     target::{HostPort, Target},
 };
 
@@ -63,8 +63,9 @@ fn candidate() -> impl Strategy<Value = Candidate> {
 }
 
 fn edge_to_shard() -> impl Strategy<Value = EdgeToShard> {
-    let hello = (dotted(), any::<u64>(), "\\PC{0,64}", any::<u64>(), any::<u64>())
-        .prop_map(|(name, instance, version, unix_ms, epoch)| Hello { name, instance, version, unix_ms, epoch });
+    let hello = (dotted(), any::<u64>(), "\\PC{0,64}", any::<u64>(), any::<u64>(), vec(dotted(), 0..4)).prop_map(
+        |(name, instance, version, unix_ms, epoch, avoid)| Hello { name, instance, version, unix_ms, epoch, avoid },
+    );
     let renew = (blob(600), blob(900), blob(100));
     prop_oneof![
         hello.prop_map(EdgeToShard::Hello),
@@ -133,17 +134,20 @@ fn principal() -> impl Strategy<Value = Principal> {
 
 fn open() -> impl Strategy<Value = Open> {
     let trace = any::<([u8; 16], [u8; 8])>().prop_map(|(trace_id, parent_id)| Trace { trace_id, parent_id });
-    (target(), option::of(principal()), "\\PC{0,40}", option::of(trace), any::<u32>())
-        .prop_map(|(target, principal, door, trace, hops)| Open { target, principal, door, trace, hops })
+    (target(), option::of(principal()), "\\PC{0,40}", option::of(trace), any::<u32>(), vec(label::<ShardId>(), 0..3))
+        .prop_map(|(target, principal, door, trace, hops, via)| Open { target, principal, door, trace, hops, via })
 }
 
 fn answer(reason: impl Strategy<Value = String>) -> impl Strategy<Value = Answer> {
-    (reason, option::of(dotted()), select(RefuseCode::ALL), retry()).prop_map(|(text, edge, code, retry_after)| {
-        match edge {
+    (reason, option::of(dotted::<EdgeId>()), select(RefuseCode::ALL), retry()).prop_map(
+        |(text, edge, code, retry_after)| match edge {
+            Some(edge) if retry_after.is_some() => {
+                Answer::Routed(Routed { shard: edge.as_str().parse().unwrap(), edge, rule: text })
+            }
             Some(edge) => Answer::Opened { edge, address: text },
             None => Answer::Refused(Refusal { code, reason: text, retry_after }),
-        }
-    })
+        },
+    )
 }
 
 fn body(frame: Bytes, max: usize) -> Bytes {
@@ -254,7 +258,8 @@ proptest! {
         let texts = match (&answer, &back) {
             (Answer::Opened { address: sent, .. }, Answer::Opened { address: got, .. }) => (sent, got),
             (Answer::Refused(sent), Answer::Refused(got)) => (&sent.reason, &got.reason),
-            (Answer::Opened { .. } | Answer::Refused(_), _) => panic!("{answer:?} became {back:?}"),
+            (Answer::Routed(sent), Answer::Routed(got)) => (&sent.rule, &got.rule),
+            (Answer::Opened { .. } | Answer::Refused(_) | Answer::Routed(_), _) => panic!("{answer:?} became {back:?}"),
         };
         prop_assert!(texts.0.starts_with(texts.1.as_str()));
         prop_assert!(texts.1.len() > 1020 || texts.0 == texts.1);

@@ -32,7 +32,8 @@ async fn an_edge_that_claims_another_name_is_refused_and_counted_and_takes_nothi
     let link = dialer.dial(mesh.shard.mesh, "shard").await.unwrap();
     let mut control = link.open().await.unwrap();
     let name = "shop-1".parse().unwrap();
-    let hello = Hello { name, instance: 2, version: "test".into(), unix_ms: clock::unix_millis(), epoch: 0 };
+    let hello =
+        Hello { name, instance: 2, version: "test".into(), unix_ms: clock::unix_millis(), epoch: 0, avoid: vec![] };
     control.send.write_one(EdgeToShard::Hello(hello).encode().unwrap()).await.unwrap();
 
     let end = link.ended().await;

@@ -185,6 +185,7 @@ async fn edge(ca: &TestCa, shard: SocketAddr, services: &[(&str, u16)]) {
         version: "test".into(),
         unix_ms: clock::unix_millis(),
         epoch: 0,
+        avoid: vec![],
     };
     control.send.write_one(EdgeToShard::Hello(hello).encode().unwrap()).await.unwrap();
     let mut reader = FrameReader::new(MAX_SHARD_TO_EDGE);

@@ -175,6 +175,7 @@ pub(crate) async fn open_with(link: &Link, target: &str, early: &'static [u8]) -
     match Answer::decode(answer).unwrap() {
         Answer::Opened { address, .. } => Ok((stream, address)),
         Answer::Refused(refusal) => Err(refusal),
+        Answer::Routed(_) => panic!("edges do not pass streams on"),
     }
 }
 
