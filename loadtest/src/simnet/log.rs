@@ -3,7 +3,7 @@
 use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -43,6 +43,17 @@ pub enum Entry {
         /// What became of it.
         fate: Fate,
     },
+    /// A message of those that go by other means than datagrams of ours, as those with control do.
+    Message {
+        /// Since the beginning.
+        at: Duration,
+        /// From.
+        from: IpAddr,
+        /// To.
+        to: IpAddr,
+        /// What became of it.
+        fate: Fate,
+    },
     /// Something that the story did or saw.
     Note {
         /// Since the beginning.
@@ -57,6 +68,9 @@ impl fmt::Display for Entry {
         match self {
             Self::Datagram { at, from, to, size, fate } => {
                 write!(f, "{:.6} {from} -> {to} {size} bytes {fate:?}", at.as_secs_f64())
+            }
+            Self::Message { at, from, to, fate } => {
+                write!(f, "{:.6} {from} -> {to} a message {fate:?}", at.as_secs_f64())
             }
             Self::Note { at, what } => write!(f, "{:.6} {what}", at.as_secs_f64()),
         }

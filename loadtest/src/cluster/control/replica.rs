@@ -1,0 +1,271 @@
+//! A replica of a simulated control.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
+
+use control::{
+    membership::{Board, BoardState, Membership, Round},
+    presence::Presence,
+    store::shards::StoredLease,
+};
+use parking_lot::Mutex;
+use proto::{
+    api::{ShardReport, WatchEvent},
+    id::ShardId,
+    ring::RingSpec,
+};
+use runtime::{clock, shutdown::Tasks};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::database::{Connection, Unavailable};
+
+/// Between two rounds.
+const ROUND: Duration = Duration::from_millis(500);
+/// How often the database is asked what another replica wrote.
+const POLL: Duration = Duration::from_secs(1);
+
+/// A replica that runs. Clones are the same one.
+#[derive(Clone)]
+pub struct Replica(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    board: SeenBoard,
+    presence: Presence,
+    word: watch::Sender<Arc<WatchEvent>>,
+    round: Mutex<Round>,
+    /// A report changed something that the ring depends on.
+    due: Notify,
+    /// Something was written through this replica.
+    written: Notify,
+    tasks: Tasks,
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Replica({} {})", self.0.name, self.picture())
+    }
+}
+
+impl Replica {
+    pub(super) fn start(name: String, connection: Connection, alone: bool, tasks: &Tasks) -> Self {
+        let here = alone.then(Mutex::default);
+        let inner = Inner {
+            name,
+            board: SeenBoard { connection, here },
+            presence: Presence::default(),
+            word: watch::Sender::new(Arc::default()),
+            round: Mutex::default(),
+            due: Notify::new(),
+            written: Notify::new(),
+            tasks: tasks.clone(),
+        };
+        let replica = Self(Arc::new(inner));
+        let stop = tasks.token();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(replica.clone().decide()));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(replica.clone().read()));
+        tasks.spawn(stop.run_until_cancelled_owned(replica.clone().count()));
+        replica
+    }
+
+    pub(super) fn stop(&self) {
+        self.0.tasks.stop();
+    }
+
+    /// Completes when the process has ended.
+    pub async fn stopped(&self) {
+        self.0.tasks.stopping().await;
+    }
+
+    /// Its host.
+    #[must_use]
+    pub fn host(&self) -> IpAddr {
+        self.0.board.connection.host()
+    }
+
+    /// The ring in force, as far as this replica knows.
+    #[must_use]
+    pub fn ring(&self) -> RingSpec {
+        self.0.round.lock().ring.clone()
+    }
+
+    /// Whether it believes to lead.
+    #[must_use]
+    pub fn is_leading(&self) -> bool {
+        self.0.round.lock().leading
+    }
+
+    /// What its followers are told.
+    #[must_use]
+    pub fn word(&self) -> watch::Receiver<Arc<WatchEvent>> {
+        let mut word = self.0.word.subscribe();
+        word.mark_changed();
+        word
+    }
+
+    pub(super) fn hear(&self) {
+        self.0.written.notify_one();
+        self.0.due.notify_one();
+    }
+
+    /// Takes a shard's report.
+    ///
+    /// # Errors
+    /// If other replicas could not be told; the shard then tries one of them.
+    pub async fn report(&self, shard: &ShardId, report: ShardReport) -> Result<(), Unavailable> {
+        let (draining, epoch) = (report.state, report.epoch);
+        let Ok(lease) = self.0.presence.report(shard, report, Instant::now(), clock::unix_now()) else {
+            return Err(Unavailable::Away);
+        };
+        let news = self.0.board.beat(lease).await?;
+        let ring = self.0.word.borrow().ring.clone().unwrap_or_default();
+        let member = ring.members.iter().any(|m| m.shard == *shard);
+        let wanted = draining == proto::api::ShardState::Serving;
+        if news || member != wanted || epoch > ring.epoch {
+            self.0.due.notify_one();
+        }
+        Ok(())
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut WatchEvent) -> bool) {
+        self.0.word.send_if_modified(|word| {
+            let mut next = WatchEvent::clone(word);
+            let changed = change(&mut next);
+            if changed {
+                next.revision += 1;
+                *word = Arc::new(next);
+            }
+            changed
+        });
+    }
+
+    /// The rounds of membership.
+    async fn decide(self) {
+        let mut membership = Membership::new(self.0.name.clone());
+        let mut ticks = interval(ROUND);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.0.due.notified() => {}
+                _ = ticks.tick() => {}
+            }
+            let round = match membership.round(&self.0.board, Instant::now()).await {
+                Ok(round) => round,
+                Err(error) => {
+                    tracing::warn!(replica = self.0.name, %error, "a round failed");
+                    self.0.round.lock().leading = false;
+                    continue;
+                }
+            };
+            let Round { ring, orders, .. } = round.clone();
+            *self.0.round.lock() = round;
+            if ring.epoch == 0 {
+                continue;
+            }
+            self.tell(|word| {
+                let (ring, orders) = (Some(ring), Some(orders));
+                let changed = word.ring != ring || word.orders != orders;
+                (word.ring, word.orders) = (ring, orders);
+                changed
+            });
+        }
+    }
+
+    /// Reads what administrators decided, and which shards report to other replicas.
+    async fn read(self) {
+        let mut ticks = interval(POLL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut known = 0;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.0.written.notified() => {}
+                _ = ticks.tick() => {}
+            }
+            let connection = &self.0.board.connection;
+            let Ok(decided) = connection.decided().await else { continue };
+            if decided.revision > known {
+                known = decided.revision;
+                self.tell(|word| {
+                    let WatchEvent { policy, revoked, access_tokens, edges, .. } = WatchEvent::clone(&decided);
+                    (word.policy, word.revoked, word.access_tokens, word.edges) =
+                        (policy, revoked, access_tokens, edges);
+                    true
+                });
+            }
+            if self.0.board.here.is_none()
+                && let Ok(seen) = connection.load().await
+            {
+                self.0.presence.adopt(seen.leases, Instant::now());
+            }
+        }
+    }
+
+    /// Counts the shards that live.
+    async fn count(self) {
+        let mut ticks = interval(ROUND);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.0.presence.changed() => {}
+                _ = ticks.tick() => {}
+            }
+            let alive = Some(self.0.presence.alive(Instant::now()));
+            self.tell(|word| {
+                let changed = word.shards != alive;
+                word.shards = alive;
+                changed
+            });
+        }
+    }
+
+    pub(super) fn picture(&self) -> String {
+        let round = self.0.round.lock();
+        let members: Vec<_> = round.ring.members.iter().map(|m| m.shard.as_str()).collect();
+        let leads = if round.leading { " and leads" } else { "" };
+        format!("is {}{leads}: epoch {} {members:?}", self.0.name, round.ring.epoch)
+    }
+}
+
+/// The board as a replica sees it: leases that need not be shared are kept here.
+struct SeenBoard {
+    connection: Connection,
+    here: Option<Mutex<BTreeMap<ShardId, StoredLease>>>,
+}
+
+impl SeenBoard {
+    /// Keeps a lease. Returns whether it is the first of its shard.
+    async fn beat(&self, lease: StoredLease) -> Result<bool, Unavailable> {
+        let Some(here) = &self.here else {
+            self.connection.beat(lease).await?;
+            return Ok(false);
+        };
+        let mut here = here.lock();
+        let beat = here.get(&lease.name).map_or(0, |before| before.beat) + 1;
+        here.insert(lease.name.clone(), StoredLease { beat, ..lease });
+        Ok(beat == 1)
+    }
+}
+
+impl Board for SeenBoard {
+    type Error = Unavailable;
+
+    async fn load(&self) -> Result<BoardState, Unavailable> {
+        let mut seen = self.connection.load().await?;
+        if let Some(here) = &self.here {
+            seen.leases = here.lock().values().cloned().collect();
+        }
+        Ok(seen)
+    }
+
+    async fn lead(&self, me: &str, seen_leader: &str, seen_beat: i64) -> Result<bool, Unavailable> {
+        self.connection.lead(me, seen_leader, seen_beat).await
+    }
+
+    async fn put_ring(&self, me: &str, beat: i64, seen_epoch: u64, next: &RingSpec) -> Result<bool, Unavailable> {
+        self.connection.put_ring(me, beat, seen_epoch, next).await
+    }
+}
