@@ -138,6 +138,12 @@ impl Net {
         net
     }
 
+    /// The seed of its chance.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.world.lock().seed
+    }
+
     /// Opens an endpoint; whoever had the address before is cut off, as by the death of its host.
     ///
     /// # Errors

@@ -123,6 +123,25 @@ impl EdgeSeat {
         Ok(())
     }
 
+    /// Asks the process to stop. Returns its tasks, if one ran.
+    pub(super) fn stop(&mut self) -> Option<Tasks> {
+        let process = self.running.take()?;
+        process.tasks.stop();
+        Some(process.tasks)
+    }
+
+    /// Whether a process runs.
+    #[must_use]
+    pub const fn runs(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// From where it dials.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.running.as_ref().map(|p| p.address)
+    }
+
     /// Of its certificate.
     #[must_use]
     pub fn serial(&self) -> &str {

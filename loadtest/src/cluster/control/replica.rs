@@ -1,11 +1,10 @@
 //! A replica of a simulated control.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use control::{
     membership::{Board, BoardState, Membership, Round},
     presence::Presence,
-    store::shards::StoredLease,
 };
 use parking_lot::Mutex;
 use proto::{
@@ -33,7 +32,6 @@ pub struct Replica(Arc<Inner>);
 struct Inner {
     name: String,
     board: SeenBoard,
-    presence: Presence,
     word: watch::Sender<Arc<WatchEvent>>,
     round: Mutex<Round>,
     /// A report changed something that the ring depends on.
@@ -51,11 +49,9 @@ impl fmt::Debug for Replica {
 
 impl Replica {
     pub(super) fn start(name: String, connection: Connection, alone: bool, tasks: &Tasks) -> Self {
-        let here = alone.then(Mutex::default);
         let inner = Inner {
             name,
-            board: SeenBoard { connection, here },
-            presence: Presence::default(),
+            board: SeenBoard { connection, presence: Presence::default(), alone },
             word: watch::Sender::new(Arc::default()),
             round: Mutex::default(),
             due: Notify::new(),
@@ -77,6 +73,12 @@ impl Replica {
     /// Completes when the process has ended.
     pub async fn stopped(&self) {
         self.0.tasks.stopping().await;
+    }
+
+    /// Its name, like no other process's.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
     }
 
     /// Its host.
@@ -115,15 +117,13 @@ impl Replica {
     /// # Errors
     /// If other replicas could not be told; the shard then tries one of them.
     pub async fn report(&self, shard: &ShardId, report: ShardReport) -> Result<(), Unavailable> {
-        let (draining, epoch) = (report.state, report.epoch);
-        let Ok(lease) = self.0.presence.report(shard, report, Instant::now(), clock::unix_now()) else {
-            return Err(Unavailable::Away);
-        };
-        let news = self.0.board.beat(lease).await?;
-        let ring = self.0.word.borrow().ring.clone().unwrap_or_default();
-        let member = ring.members.iter().any(|m| m.shard == *shard);
-        let wanted = draining == proto::api::ShardState::Serving;
-        if news || member != wanted || epoch > ring.epoch {
+        let epoch = report.epoch;
+        let taken = self.0.board.presence.report(shard, report, Instant::now(), clock::unix_now());
+        let (lease, stirs) = taken.map_err(|_| Unavailable::Away)?;
+        if !self.0.board.alone {
+            self.0.board.connection.beat(lease).await?;
+        }
+        if stirs || epoch > self.ring().epoch {
             self.0.due.notify_one();
         }
         Ok(())
@@ -196,10 +196,10 @@ impl Replica {
                     true
                 });
             }
-            if self.0.board.here.is_none()
+            if !self.0.board.alone
                 && let Ok(seen) = connection.load().await
             {
-                self.0.presence.adopt(seen.leases, Instant::now());
+                self.0.board.presence.adopt(seen.leases, Instant::now());
             }
         }
     }
@@ -210,10 +210,10 @@ impl Replica {
         loop {
             tokio::select! {
                 biased;
-                () = self.0.presence.changed() => {}
+                () = self.0.board.presence.changed() => {}
                 _ = ticks.tick() => {}
             }
-            let alive = Some(self.0.presence.alive(Instant::now()));
+            let alive = Some(self.0.board.presence.alive(Instant::now()));
             self.tell(|word| {
                 let changed = word.shards != alive;
                 word.shards = alive;
@@ -230,35 +230,19 @@ impl Replica {
     }
 }
 
-/// The board as a replica sees it: leases that need not be shared are kept here.
+/// The board as a replica sees it: leases that need not be shared are those in memory.
 struct SeenBoard {
     connection: Connection,
-    here: Option<Mutex<BTreeMap<ShardId, StoredLease>>>,
-}
-
-impl SeenBoard {
-    /// Keeps a lease. Returns whether it is the first of its shard.
-    async fn beat(&self, lease: StoredLease) -> Result<bool, Unavailable> {
-        let Some(here) = &self.here else {
-            self.connection.beat(lease).await?;
-            return Ok(false);
-        };
-        let mut here = here.lock();
-        let beat = here.get(&lease.name).map_or(0, |before| before.beat) + 1;
-        here.insert(lease.name.clone(), StoredLease { beat, ..lease });
-        Ok(beat == 1)
-    }
+    presence: Presence,
+    alone: bool,
 }
 
 impl Board for SeenBoard {
     type Error = Unavailable;
 
     async fn load(&self) -> Result<BoardState, Unavailable> {
-        let mut seen = self.connection.load().await?;
-        if let Some(here) = &self.here {
-            seen.leases = here.lock().values().cloned().collect();
-        }
-        Ok(seen)
+        let seen = self.connection.load().await?;
+        Ok(if self.alone { BoardState { leases: self.presence.leases(), ..seen } } else { seen })
     }
 
     async fn lead(&self, me: &str, seen_leader: &str, seen_beat: i64) -> Result<bool, Unavailable> {
