@@ -123,6 +123,7 @@ pub struct Cluster {
     opened: u64,
     leaving: Vec<(String, Tasks)>,
     past: Vec<Past>,
+    pauses: Vec<(IpAddr, JoinHandle<()>)>,
     rules: Mutex<Rules>,
     baseline: usize,
 }
@@ -172,6 +173,7 @@ impl Cluster {
             opened: 0,
             leaving: Vec::new(),
             past: Vec::new(),
+            pauses: Vec::new(),
             rules: Mutex::default(),
             baseline,
         };

@@ -7,9 +7,14 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use loadtest::{
-    cluster::{Cluster, Layout, op::Op},
+    cluster::{
+        Cluster, Layout,
+        control::database::Health,
+        op::{Op, Size},
+    },
     simnet::seed_for,
 };
+use proto::api::ShardOrder;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sim::{play, seeds};
 
@@ -23,34 +28,45 @@ fn layout(seed: u64) -> Layout {
         edges: chance.random_range(1..=10),
         users: chance.random_range(1..=4),
         drain_secs: chance.random_range(1..=20),
+        replicas: chance.random_range(1..=3),
         ..Layout::default()
     }
 }
 
+/// Everything passes, runs and is wanted again, and the mesh becomes calm (rule 6).
+async fn heal(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.run(&[Op::Heal, Op::Loss(0), Op::Database(Health::Good)]).await?;
+    for replica in 0..cluster.control.replicas.len() {
+        cluster.control.start(replica);
+    }
+    for shard in 0..cluster.shards.len() {
+        cluster.start_shard(shard)?;
+        cluster.order(shard, ShardOrder::Serve);
+    }
+    cluster.calm().await?;
+    Ok(())
+}
+
 async fn chaos(cluster: &mut Cluster, operations: usize) -> anyhow::Result<()> {
-    let Layout { shards, edges, users, .. } = layout(cluster.seed());
+    let size = Size::from(layout(cluster.seed()));
     let mut chance = StdRng::seed_from_u64(seed_for(cluster.seed(), "story"));
     cluster.start_edges()?;
     for _ in 0..operations {
-        cluster.run(&[Op::draw(&mut chance, edges, users, shards)]).await?;
+        cluster.run(&[Op::draw(&mut chance, size)]).await?;
     }
-    cluster.run(&[Op::Heal, Op::Loss(0)]).await?;
-    for shard in 0..shards {
-        cluster.start_shard(shard)?;
-    }
-    cluster.calm().await?;
+    heal(cluster).await?;
     // Rule 1: every stream was byte-exact or failed visibly.
     let tally = cluster.streams_ended().await?;
     // And the mesh serves as if nothing had been. Users come anew: a link of theirs may still wait for a dead shard.
     cluster.users.iter().for_each(|user| user.leave());
-    let alive: Vec<_> = (0..edges).filter(|&e| cluster.edges[e].running.is_some()).collect();
+    let alive: Vec<_> = (0..size.edges).filter(|&e| cluster.edges[e].running.is_some()).collect();
     for &edge in &alive {
         cluster.open_streams(0, edge, 1, 20_000);
     }
     let after = cluster.streams_ended().await?;
     ensure!(after.exact == alive.len(), "after all is healed: {after:?}");
     eprintln!(
-        "seed {}: {shards} shards, {edges} edges; {} exact, {} refused, {} broken in {:?}",
+        "seed {}: {size:?}; {} exact, {} refused, {} broken in {:?}",
         cluster.seed(),
         tally.exact,
         tally.refused.values().sum::<usize>(),

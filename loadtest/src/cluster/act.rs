@@ -90,6 +90,7 @@ impl Cluster {
     /// Kills a shard: nobody hears a last word from it.
     pub fn kill_shard(&mut self, i: usize) {
         if let Some(process) = &self.shards[i].running {
+            process.killed.cancel();
             process.following.stop();
             self.net.unplug(self.shards[i].address);
         }
@@ -98,13 +99,22 @@ impl Cluster {
 
     /// Stops a shard's process for a while, as SIGSTOP does. That is modelled as a host which nothing reaches or leaves
     /// for that time: its own timers go on, other than those of a real process that is stopped.
-    pub fn pause_shard(&self, i: usize, time: Duration) {
+    pub fn pause_shard(&mut self, i: usize, time: Duration) {
         let (net, host) = (self.net.clone(), self.shards[i].address.ip());
         net.freeze(host);
-        self.harness.spawn(async move {
+        let end = self.harness.spawn(async move {
             sleep(time).await;
             net.thaw(host);
         });
+        self.pauses.push((host, end));
+    }
+
+    /// Lets every process go on that was stopped for a while.
+    pub(super) fn end_pauses(&mut self) {
+        for (host, end) in self.pauses.drain(..) {
+            end.abort();
+            self.net.thaw(host);
+        }
     }
 
     /// Says what is wanted of a shard, as `meshctl shard drain`, `cordon`, `undrain` and `uncordon` do.

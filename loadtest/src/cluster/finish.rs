@@ -20,6 +20,7 @@ impl Cluster {
     /// # Errors
     /// If something is left: a task, a stream, a credential in use, a socket.
     pub async fn finish(mut self) -> anyhow::Result<Log> {
+        self.end_pauses();
         self.streams_ended().await?;
         for i in 0..self.edges.len() {
             self.stop_edge(i);

@@ -27,6 +27,7 @@ use runtime::{
     tls::{LiveIdentity, TrustBundle},
 };
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Layout, address,
@@ -71,6 +72,7 @@ pub struct ShardProcess {
     pub state: watch::Receiver<Arc<MeshState>>,
     /// Those of its tasks that speak with control.
     pub following: Tasks,
+    pub(super) killed: CancellationToken,
 }
 
 impl ShardSeat {
@@ -119,7 +121,7 @@ impl ShardSeat {
             ready: ready.part("doors"),
         };
         let shard = mesh_cloud::start_with(&config, parts, &tasks)?;
-        let following = Tasks::new();
+        let (following, killed) = (Tasks::new(), CancellationToken::new());
         let follow = Following {
             net: net.clone(),
             shard: self.id.clone(),
@@ -132,10 +134,11 @@ impl ShardSeat {
             live: live.clone(),
             registry: shard.registry.clone(),
             process: tasks.clone(),
+            killed: killed.clone(),
         };
         let chance = seed_for(net.seed(), ("follow", self.address, self.starts));
         follow.start(&following, StdRng::seed_from_u64(chance));
-        self.running = Some(ShardProcess { shard, tasks, metrics, live, ready, state, following });
+        self.running = Some(ShardProcess { shard, tasks, metrics, live, ready, state, following, killed });
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{Directory, replica::Replica};
 use crate::simnet::Net;
@@ -53,14 +54,16 @@ pub struct Following {
     pub registry: Registry,
     /// Of the shard's process: stopping means draining.
     pub process: Tasks,
+    /// Cancelled when the process dies without a last word.
+    pub killed: CancellationToken,
 }
 
 impl Following {
     /// Follows and reports until `tasks` stop, which is the end of the process.
     pub fn start(self, tasks: &Tasks, chance: StdRng) {
-        let stop = tasks.token();
+        let (stop, killed) = (tasks.token(), self.killed.clone());
         tasks.spawn(stop.clone().run_until_cancelled_owned(self.clone().follow(chance)));
-        tasks.spawn(stop.run_until_cancelled_owned(self.report()));
+        tasks.spawn(killed.run_until_cancelled_owned(self.report(stop)));
     }
 
     async fn follow(self, mut chance: StdRng) {
@@ -84,20 +87,15 @@ impl Following {
 
     async fn follow_one(&self, host: IpAddr) -> Option<()> {
         let replica = self.call(host).await?;
-        let mut word = replica.word();
+        let mut follower = replica.follow();
+        drop(replica);
         loop {
-            let event = tokio::select! {
-                biased;
-                () = replica.stopped() => return None,
-                changed = word.changed() => {
-                    changed.ok()?;
-                    Some(Arc::clone(&word.borrow_and_update()))
-                }
-                () = sleep(HEARTBEAT) => None,
-            };
+            let event = timeout(HEARTBEAT, follower.next()).await;
             timeout(SILENCE - HEARTBEAT, self.net.carry(host, self.host)).await.ok()?;
-            if let Some(event) = event {
-                self.take(&event);
+            match event {
+                Ok(Some(event)) => self.take(&event),
+                Ok(None) => return None,
+                Err(_) => {}
             }
         }
     }
@@ -108,7 +106,8 @@ impl Following {
         self.live.end_where(|credential| next.is_good(credential));
     }
 
-    async fn report(self) {
+    /// Reports until `stop`. Whoever stops in good order has said so before.
+    async fn report(self, stop: CancellationToken) {
         let mut ticks = interval(REPORT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut first, mut drained) = (0, false);
@@ -116,6 +115,7 @@ impl Following {
             tokio::select! {
                 biased;
                 () = self.process.stopping(), if !drained => drained = true,
+                () = stop.cancelled() => return,
                 _ = ticks.tick() => {}
             }
             // Each once, beginning with the one that answered last.

@@ -1,6 +1,6 @@
 //! A replica of a simulated control.
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use control::{
     membership::{Board, BoardState, Membership, Round},
@@ -14,7 +14,7 @@ use proto::{
 };
 use runtime::{clock, shutdown::Tasks};
 use tokio::{
-    sync::{Notify, watch},
+    sync::Notify,
     time::{Instant, MissedTickBehavior, interval},
 };
 
@@ -32,7 +32,10 @@ pub struct Replica(Arc<Inner>);
 struct Inner {
     name: String,
     board: SeenBoard,
-    word: watch::Sender<Arc<WatchEvent>>,
+    word: Mutex<Arc<WatchEvent>>,
+    /// Those who follow, in the order in which they came: tokio's own watch wakes its waiters in one that differs from
+    /// run to run.
+    followers: Mutex<BTreeMap<u64, Arc<Notify>>>,
     round: Mutex<Round>,
     /// A report changed something that the ring depends on.
     due: Notify,
@@ -52,7 +55,8 @@ impl Replica {
         let inner = Inner {
             name,
             board: SeenBoard { connection, presence: Presence::default(), alone },
-            word: watch::Sender::new(Arc::default()),
+            word: Mutex::default(),
+            followers: Mutex::default(),
             round: Mutex::default(),
             due: Notify::new(),
             written: Notify::new(),
@@ -68,11 +72,6 @@ impl Replica {
 
     pub(super) fn stop(&self) {
         self.0.tasks.stop();
-    }
-
-    /// Completes when the process has ended.
-    pub async fn stopped(&self) {
-        self.0.tasks.stopping().await;
     }
 
     /// Its name, like no other process's.
@@ -99,12 +98,15 @@ impl Replica {
         self.0.round.lock().leading
     }
 
-    /// What its followers are told.
+    /// Begins to follow.
     #[must_use]
-    pub fn word(&self) -> watch::Receiver<Arc<WatchEvent>> {
-        let mut word = self.0.word.subscribe();
-        word.mark_changed();
-        word
+    pub fn follow(&self) -> Follower {
+        let news = Arc::new(Notify::new());
+        news.notify_one();
+        let mut followers = self.0.followers.lock();
+        let number = followers.last_key_value().map_or(0, |(last, _)| last + 1);
+        followers.insert(number, Arc::clone(&news));
+        Follower { replica: self.clone(), number, news, seen: 0 }
     }
 
     pub(super) fn hear(&self) {
@@ -130,15 +132,13 @@ impl Replica {
     }
 
     fn tell(&self, change: impl FnOnce(&mut WatchEvent) -> bool) {
-        self.0.word.send_if_modified(|word| {
-            let mut next = WatchEvent::clone(word);
-            let changed = change(&mut next);
-            if changed {
-                next.revision += 1;
-                *word = Arc::new(next);
-            }
-            changed
-        });
+        let mut word = self.0.word.lock();
+        let mut next = WatchEvent::clone(&word);
+        if change(&mut next) {
+            next.revision += 1;
+            *word = Arc::new(next);
+            self.0.followers.lock().values().for_each(|follower| follower.notify_one());
+        }
     }
 
     /// The rounds of membership.
@@ -227,6 +227,44 @@ impl Replica {
         let members: Vec<_> = round.ring.members.iter().map(|m| m.shard.as_str()).collect();
         let leads = if round.leading { " and leads" } else { "" };
         format!("is {}{leads}: epoch {} {members:?}", self.0.name, round.ring.epoch)
+    }
+}
+
+/// Somebody who follows a replica, until dropped.
+pub struct Follower {
+    replica: Replica,
+    number: u64,
+    news: Arc<Notify>,
+    seen: u64,
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Follower({} of {})", self.number, self.replica.0.name)
+    }
+}
+
+impl Follower {
+    /// The newest word that was not seen before, with all sections; `None` if the replica has ended.
+    pub async fn next(&mut self) -> Option<Arc<WatchEvent>> {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.replica.0.tasks.stopping() => return None,
+                () = self.news.notified() => {}
+            }
+            let word = Arc::clone(&self.replica.0.word.lock());
+            if word.revision > self.seen {
+                self.seen = word.revision;
+                return Some(word);
+            }
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.replica.0.followers.lock().remove(&self.number);
     }
 }
 
