@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use proto::code::{CloseCode, ResetCode};
-use quinn::VarInt;
+use quinn::{VarInt, crypto::rustls::HandshakeData};
 
 use crate::cert::CertFacts;
 
@@ -52,6 +52,13 @@ impl Link {
     pub fn remote_address(&self) -> SocketAddr {
         let address = self.connection.remote_address();
         SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
+    /// The protocol that both sides agreed on (ALPN). `None` if they agreed on none.
+    #[must_use]
+    pub fn alpn(&self) -> Option<Vec<u8>> {
+        let data = self.connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
+        data.protocol
     }
 
     /// The estimated round trip.
