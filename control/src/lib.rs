@@ -8,6 +8,7 @@ pub mod api;
 pub mod authority;
 pub mod ca;
 pub mod config;
+pub mod membership;
 pub mod metrics;
 pub mod own;
 pub mod presence;

@@ -157,7 +157,7 @@ pub(super) async fn report(
     Json(report): Json<ShardReport>,
 ) -> Result<StatusCode, Failure> {
     let shard = facts.identity.shard().ok_or_else(|| Failure::new(ApiCode::Forbidden, "only shards report"))?;
-    let lease = app
+    let (lease, _) = app
         .presence
         .report(&shard, report, Instant::now(), unix_now())
         .map_err(|e| Failure::new(ApiCode::Forbidden, e.to_string()))?;
