@@ -118,6 +118,16 @@ impl Link {
         Ok(Stream::new(send, recv, Arc::clone(&self.pressure)))
     }
 
+    /// Bytes that a link between shards may hold which nobody has read: it carries the streams of many.
+    pub const WIDE_WINDOW: u32 = 64 * 1024 * 1024;
+
+    /// Lets the peer have this many streams open at once, with room for all of them: for links between shards.
+    pub fn carry_many(&self, streams: u32) {
+        self.connection.set_receive_window(Self::WIDE_WINDOW.into());
+        self.connection.set_send_window(Self::WIDE_WINDOW.into());
+        self.allow_streams(streams);
+    }
+
     /// Lets the peer have this many streams open at once.
     pub fn allow_streams(&self, count: u32) {
         self.connection.set_max_concurrent_bi_streams(count.into());
