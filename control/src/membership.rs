@@ -218,11 +218,10 @@ impl Membership {
     /// # Errors
     /// If the board cannot be used; then the lead ends by itself.
     pub async fn resign<B: Board>(&mut self, board: &B) -> Result<(), B::Error> {
-        if std::mem::take(&mut self.leading) {
-            let seen = board.load().await?;
-            if seen.leader == self.me {
-                board.lead("", &self.me, seen.beat).await?;
-            }
+        self.leading = false;
+        let seen = board.load().await?;
+        if seen.leader == self.me {
+            board.lead("", &self.me, seen.beat).await?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 use proto::{
-    api::{self, ShardOrder, ShardReport, ShardState, ShardView},
+    api::{self, ShardOrder, ShardReport, ShardView},
     id::{EdgeId, ShardId},
     message::Candidate,
 };
@@ -154,12 +154,6 @@ impl Presence {
         inner.shards.values().map(|lease| StoredLease { beat: lease.reports, ..lease.told.clone() }).collect()
     }
 
-    /// Whether a shard is known, dead or alive.
-    #[must_use]
-    pub fn knows(&self, shard: &ShardId) -> bool {
-        self.inner.lock().shards.contains_key(shard)
-    }
-
     /// Completes when shards or their addresses may have changed. One waiter.
     pub async fn changed(&self) {
         self.changed.notified().await;
@@ -270,6 +264,8 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
+    use proto::api::ShardState;
+
     use super::*;
 
     fn shard(name: &str) -> ShardId {
