@@ -146,8 +146,10 @@ fn a_leader_that_is_cut_from_the_database_does_no_harm() {
             cluster.pass(120 * SECOND).await?;
             ensure!(epoch(cluster) == begun, "a shard that reports to either is alive\n{}", cluster.picture());
             cluster.stop_shard(3);
-            cluster.calm_within(NEWS + SECOND).await?;
+            cluster.wait_for("the other replica leads on", NEWS, |c| epoch(c) == begun + 1).await?;
+            // Whoever follows the one that is cut off hears of it when that one does.
             cluster.net.heal_all();
+            cluster.calm_within(3 * NEWS).await?;
             cluster.start_shard(3)?;
             cluster.pass(60 * SECOND).await?;
             cluster.calm_within(NEWS).await?;

@@ -50,12 +50,6 @@ impl Cluster {
         if let Some(process) = seat.running.take() {
             self.net.trouble(seat.address.ip());
             process.tasks.stop();
-            // The last thing that a process gives up is its word to control.
-            let (tasks, following) = (process.tasks.clone(), process.following.clone());
-            self.harness.spawn(async move {
-                tasks.finished(Duration::from_secs(3600)).await;
-                following.stop();
-            });
             self.leaving.push((format!("shard {i}"), process.tasks));
             self.leaving.push((format!("what shard {i} says to control"), process.following));
         }
@@ -91,7 +85,6 @@ impl Cluster {
     pub fn kill_shard(&mut self, i: usize) {
         if let Some(process) = &self.shards[i].running {
             process.killed.cancel();
-            process.following.stop();
             self.net.unplug(self.shards[i].address);
         }
         self.stop_shard(i);

@@ -135,11 +135,10 @@ impl ShardSeat {
             state: sender,
             live: live.clone(),
             registry: shard.registry.clone(),
-            process: tasks.clone(),
-            killed: killed.clone(),
+            standing: shard.standing.clone(),
         };
         let chance = seed_for(net.seed(), ("follow", self.address, self.starts));
-        follow.start(&following, StdRng::seed_from_u64(chance));
+        follow.start(&killed, &following, StdRng::seed_from_u64(chance));
         self.running = Some(ShardProcess { shard, tasks, metrics, live, ready, state, following, killed });
         Ok(())
     }

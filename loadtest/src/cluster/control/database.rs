@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
-use control::{
-    membership::{Board, BoardState},
-    store::shards::StoredLease,
-};
+use control::{membership::BoardState, store::shards::StoredLease};
 use parking_lot::Mutex;
 use proto::{
     api::{ShardOrder, WatchEvent},
@@ -199,6 +196,59 @@ impl Connection {
         self.call(true, work).await
     }
 
+    /// Reads what replicas share.
+    ///
+    /// # Errors
+    /// If it could not be read.
+    pub async fn load(&self) -> Result<BoardState, Unavailable> {
+        let work = |stored: &mut Stored| BoardState {
+            ring: stored.ring.clone(),
+            leader: stored.leader.clone(),
+            beat: stored.beat,
+            leases: stored.leases.values().cloned().collect(),
+            orders: stored.orders.clone(),
+        };
+        self.call(false, work).await
+    }
+
+    /// Takes or keeps the lead, if nobody else did.
+    ///
+    /// # Errors
+    /// If it could not be written.
+    pub async fn lead(&self, me: &str, seen_leader: &str, seen_beat: i64) -> Result<bool, Unavailable> {
+        let work = |stored: &mut Stored| {
+            let free = stored.leader == seen_leader && stored.beat == seen_beat;
+            if free {
+                me.clone_into(&mut stored.leader);
+                stored.beat += 1;
+            }
+            free
+        };
+        self.call(true, work).await
+    }
+
+    /// Puts the next ring, if nobody else did; `beat` is that of the leader.
+    ///
+    /// # Errors
+    /// If it could not be written.
+    pub async fn put_ring(
+        &self,
+        me: &str,
+        beat: Option<i64>,
+        seen_epoch: u64,
+        next: &RingSpec,
+    ) -> Result<bool, Unavailable> {
+        let work = |stored: &mut Stored| {
+            let leads = stored.leader == me && beat.is_none_or(|beat| beat == stored.beat);
+            let still = leads && stored.ring.epoch == seen_epoch;
+            if still {
+                stored.ring.clone_from(next);
+            }
+            still
+        };
+        self.call(true, work).await
+    }
+
     /// What administrators decided.
     ///
     /// # Errors
@@ -224,43 +274,5 @@ impl Stored {
             Health::ReadOnly if writes => Err(Unavailable::ReadOnly),
             Health::Good | Health::Slow(_) | Health::ReadOnly => Ok(work(self)),
         }
-    }
-}
-
-impl Board for Connection {
-    type Error = Unavailable;
-
-    async fn load(&self) -> Result<BoardState, Unavailable> {
-        let work = |stored: &mut Stored| BoardState {
-            ring: stored.ring.clone(),
-            leader: stored.leader.clone(),
-            beat: stored.beat,
-            leases: stored.leases.values().cloned().collect(),
-            orders: stored.orders.clone(),
-        };
-        self.call(false, work).await
-    }
-
-    async fn lead(&self, me: &str, seen_leader: &str, seen_beat: i64) -> Result<bool, Unavailable> {
-        let work = |stored: &mut Stored| {
-            let free = stored.leader == seen_leader && stored.beat == seen_beat;
-            if free {
-                me.clone_into(&mut stored.leader);
-                stored.beat += 1;
-            }
-            free
-        };
-        self.call(true, work).await
-    }
-
-    async fn put_ring(&self, me: &str, beat: i64, seen_epoch: u64, next: &RingSpec) -> Result<bool, Unavailable> {
-        let work = |stored: &mut Stored| {
-            let still = stored.leader == me && stored.beat == beat && stored.ring.epoch == seen_epoch;
-            if still {
-                stored.ring.clone_from(next);
-            }
-            still
-        };
-        self.call(true, work).await
     }
 }

@@ -5,13 +5,14 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use mesh_cloud::{live::LiveCredentials, registry::Registry, state::MeshState};
 use proto::{
     api::{ShardReport, ShardState, WatchEvent},
+    backoff::Backoff,
     id::ShardId,
 };
 use rand::{RngExt, rngs::StdRng};
 use runtime::shutdown::Tasks;
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,14 +21,14 @@ use crate::simnet::Net;
 
 /// Between two reports.
 const REPORT: Duration = Duration::from_secs(2);
-/// How long a replica may take to answer before the next one is tried.
-const ANSWER: Duration = Duration::from_secs(2);
+/// How long a replica may take to answer.
+const CALL: Duration = Duration::from_secs(15);
 /// How often a watch without news gives a sign of life.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Silence after which a watch counts as lost.
-const SILENCE: Duration = Duration::from_secs(6);
+const SILENCE: Duration = Duration::from_secs(8);
 /// Bounds of the pause after a watch was lost.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// What a shard shares with control.
 #[derive(Clone, Debug)]
@@ -52,25 +53,35 @@ pub struct Following {
     pub live: LiveCredentials,
     /// Edges that are there.
     pub registry: Registry,
-    /// Of the shard's process: stopping means draining.
-    pub process: Tasks,
-    /// Cancelled when the process dies without a last word.
-    pub killed: CancellationToken,
+    /// Whether the shard is about to stop; closed when it has.
+    pub standing: watch::Receiver<ShardState>,
 }
 
 impl Following {
-    /// Follows and reports until `tasks` stop, which is the end of the process.
-    pub fn start(self, tasks: &Tasks, chance: StdRng) {
-        let (stop, killed) = (tasks.token(), self.killed.clone());
-        tasks.spawn(stop.clone().run_until_cancelled_owned(self.clone().follow(chance)));
-        tasks.spawn(killed.run_until_cancelled_owned(self.report(stop)));
+    /// Follows and reports until the shard has stopped, or is killed.
+    pub fn start(self, killed: &CancellationToken, tasks: &Tasks, chance: StdRng) {
+        for host in self.replicas.clone() {
+            tasks.spawn(killed.clone().run_until_cancelled_owned(self.clone().report(host)));
+        }
+        let mut standing = self.standing.clone();
+        let drained = async move { while standing.changed().await.is_ok() {} };
+        tasks.spawn(killed.clone().run_until_cancelled_owned(async move {
+            tokio::select! {
+                biased;
+                () = drained => {}
+                () = self.follow(chance) => {}
+            }
+        }));
     }
 
     async fn follow(self, mut chance: StdRng) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         for host in self.replicas.iter().cycle() {
+            let begun = Instant::now();
             // However it ended, the next one may know more.
             let _ = self.follow_one(*host).await;
-            sleep(RETRY.0 + (RETRY.1 - RETRY.0).mul_f64(chance.random::<f64>())).await;
+            backoff.link_lived(begun.elapsed());
+            sleep(backoff.next_delay(chance.random())).await;
         }
     }
 
@@ -82,7 +93,7 @@ impl Following {
             self.net.carry(host, self.host).await;
             replica
         };
-        timeout(ANSWER, there_and_back).await.ok().flatten()
+        timeout(CALL, there_and_back).await.ok().flatten()
     }
 
     async fn follow_one(&self, host: IpAddr) -> Option<()> {
@@ -106,46 +117,34 @@ impl Following {
         self.live.end_where(|credential| next.is_good(credential));
     }
 
-    /// Reports until `stop`. Whoever stops in good order has said so before.
-    async fn report(self, stop: CancellationToken) {
+    /// Reports to one replica.
+    async fn report(mut self, host: IpAddr) {
         let mut ticks = interval(REPORT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut first, mut drained) = (0, false);
         loop {
             tokio::select! {
                 biased;
-                () = self.process.stopping(), if !drained => drained = true,
-                () = stop.cancelled() => return,
+                changed = self.standing.changed() => if changed.is_err() { return },
                 _ = ticks.tick() => {}
             }
-            // Each once, beginning with the one that answered last.
-            for turn in 0..self.replicas.len() {
-                let at = (first + turn) % self.replicas.len();
-                let host = self.replicas[at];
-                if matches!(timeout(ANSWER, self.report_to(host)).await, Ok(Some(()))) {
-                    first = at;
-                    break;
+            let call = async {
+                self.net.carry(self.host, host).await;
+                if let Some(replica) = self.directory.at(host) {
+                    // What it could not tell its sisters it knows itself.
+                    let _ = replica.report(&self.shard, self.about()).await;
                 }
-            }
+                self.net.carry(host, self.host).await;
+            };
+            // One that is lost is made up for by the next.
+            let _ = timeout(CALL, call).await;
         }
     }
 
-    async fn report_to(&self, host: IpAddr) -> Option<()> {
-        self.net.carry(self.host, host).await;
-        let taken = match self.directory.at(host) {
-            Some(replica) => replica.report(&self.shard, self.about()).await.is_ok(),
-            None => false,
-        };
-        self.net.carry(host, self.host).await;
-        taken.then_some(())
-    }
-
     fn about(&self) -> ShardReport {
-        let state = if self.process.is_stopping() { ShardState::Draining } else { ShardState::Serving };
         ShardReport {
             addresses: self.addresses.clone(),
             version: String::new(),
-            state,
+            state: *self.standing.borrow(),
             weight: self.weight,
             epoch: self.state.borrow().ring.epoch(),
             streams: self.registry.all().iter().map(|edge| edge.streams() as u64).sum(),

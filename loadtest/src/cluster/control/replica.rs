@@ -20,8 +20,10 @@ use tokio::{
 
 use super::database::{Connection, Unavailable};
 
-/// Between two rounds.
-const ROUND: Duration = Duration::from_millis(500);
+/// Between two rounds, as `control::leader` makes them.
+const ROUND: Duration = Duration::from_millis(400);
+/// How often leases are looked through.
+const LEASES: Duration = Duration::from_millis(500);
 /// How often the database is asked what another replica wrote.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -174,7 +176,7 @@ impl Replica {
         }
     }
 
-    /// Reads what administrators decided, and which shards report to other replicas.
+    /// Reads what administrators decided.
     async fn read(self) {
         let mut ticks = interval(POLL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -196,17 +198,12 @@ impl Replica {
                     true
                 });
             }
-            if !self.0.board.alone
-                && let Ok(seen) = connection.load().await
-            {
-                self.0.board.presence.adopt(seen.leases, Instant::now());
-            }
         }
     }
 
     /// Counts the shards that live.
     async fn count(self) {
-        let mut ticks = interval(ROUND);
+        let mut ticks = interval(LEASES);
         loop {
             tokio::select! {
                 biased;
@@ -268,7 +265,8 @@ impl Drop for Follower {
     }
 }
 
-/// The board as a replica sees it: leases that need not be shared are those in memory.
+/// The board as a replica sees it, as `control::leader::StoreBoard` does: without sisters, leases come from memory, and
+/// nobody needs to be shown that the leader lives.
 struct SeenBoard {
     connection: Connection,
     presence: Presence,
@@ -280,14 +278,21 @@ impl Board for SeenBoard {
 
     async fn load(&self) -> Result<BoardState, Unavailable> {
         let seen = self.connection.load().await?;
-        Ok(if self.alone { BoardState { leases: self.presence.leases(), ..seen } } else { seen })
+        if self.alone {
+            return Ok(BoardState { leases: self.presence.leases(), ..seen });
+        }
+        self.presence.adopt(seen.leases.clone(), Instant::now());
+        Ok(seen)
     }
 
     async fn lead(&self, me: &str, seen_leader: &str, seen_beat: i64) -> Result<bool, Unavailable> {
+        if self.alone && me == seen_leader {
+            return Ok(true);
+        }
         self.connection.lead(me, seen_leader, seen_beat).await
     }
 
     async fn put_ring(&self, me: &str, beat: i64, seen_epoch: u64, next: &RingSpec) -> Result<bool, Unavailable> {
-        self.connection.put_ring(me, beat, seen_epoch, next).await
+        self.connection.put_ring(me, (!self.alone).then_some(beat), seen_epoch, next).await
     }
 }
