@@ -53,6 +53,8 @@ pub struct ShardSeat {
     /// Processes that ran here.
     pub starts: u32,
     credentials: Credentials,
+    /// Ends what is left of the process that ran here last.
+    last: Option<CancellationToken>,
 }
 
 /// A shard that runs.
@@ -84,6 +86,7 @@ impl ShardSeat {
             running: None,
             weight: WEIGHT,
             starts: 0,
+            last: None,
             credentials: authority.issue(&format!("shard/{name}")),
         })
     }
@@ -95,6 +98,10 @@ impl ShardSeat {
         layout: &Layout,
     ) -> anyhow::Result<()> {
         self.starts += 1;
+        if let Some(last) = self.last.take() {
+            // Of two processes with one address, the new one has it: the one that still drains is gone.
+            last.cancel();
+        }
         let (sender, state) = watch::channel(Arc::<MeshState>::default());
         let identity = LiveIdentity::new(&again(&self.credentials)?)?;
         let limits = layout.limits(mesh_cloud::link_limits());
@@ -139,6 +146,7 @@ impl ShardSeat {
         };
         let chance = seed_for(net.seed(), ("follow", self.address, self.starts));
         follow.start(&killed, &following, StdRng::seed_from_u64(chance));
+        self.last = Some(killed.clone());
         self.running = Some(ShardProcess { shard, tasks, metrics, live, ready, state, following, killed });
         Ok(())
     }

@@ -11,7 +11,7 @@ use proto::{
 use rand::{RngExt, rngs::StdRng};
 use runtime::shutdown::Tasks;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -60,17 +60,20 @@ pub struct Following {
 impl Following {
     /// Follows and reports until the shard has stopped, or is killed.
     pub fn start(self, killed: &CancellationToken, tasks: &Tasks, chance: StdRng) {
-        for host in self.replicas.clone() {
-            tasks.spawn(killed.clone().run_until_cancelled_owned(self.clone().report(host)));
+        // Not by several waiters of one watch: tokio wakes them in an order that differs from run to run.
+        let over = killed.child_token();
+        let due: Vec<_> = self.replicas.iter().map(|_| Arc::new(Notify::new())).collect();
+        for (host, due) in self.replicas.iter().zip(&due) {
+            let reports = self.clone().report(*host, Arc::clone(due));
+            tasks.spawn(over.clone().run_until_cancelled_owned(reports));
         }
         let mut standing = self.standing.clone();
-        let drained = async move { while standing.changed().await.is_ok() {} };
+        tasks.spawn(over.clone().run_until_cancelled_owned(self.follow(chance)));
         tasks.spawn(killed.clone().run_until_cancelled_owned(async move {
-            tokio::select! {
-                biased;
-                () = drained => {}
-                () = self.follow(chance) => {}
+            while standing.changed().await.is_ok() {
+                due.iter().for_each(|due| due.notify_one());
             }
+            over.cancel();
         }));
     }
 
@@ -118,13 +121,13 @@ impl Following {
     }
 
     /// Reports to one replica.
-    async fn report(mut self, host: IpAddr) {
+    async fn report(self, host: IpAddr, due: Arc<Notify>) {
         let mut ticks = interval(REPORT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                changed = self.standing.changed() => if changed.is_err() { return },
+                () = due.notified() => {}
                 _ = ticks.tick() => {}
             }
             let call = async {
