@@ -39,9 +39,16 @@ pub struct User {
     net: Net,
     dialer: Dialer,
     serial: String,
-    links: Mutex<BTreeMap<SocketAddr, Link>>,
+    links: Mutex<BTreeMap<SocketAddr, Known>>,
     /// Held while dialling, so that many streams at once share one link.
     dialing: tokio::sync::Mutex<()>,
+}
+
+/// A link, and when it was last known to work.
+#[derive(Debug)]
+struct Known {
+    link: Link,
+    worked: Instant,
 }
 
 impl User {
@@ -83,12 +90,13 @@ impl User {
     /// If the shard cannot be reached.
     pub async fn link(&self, shard: SocketAddr) -> Result<Link, LinkEnd> {
         let _alone = self.dialing.lock().await;
-        let present = self.links.lock().get(&shard).filter(|link| link.end().is_none()).cloned();
+        let present =
+            self.links.lock().get(&shard).filter(|known| known.link.end().is_none()).map(|known| known.link.clone());
         if let Some(link) = present {
             return Ok(link);
         }
         let link = self.dialer.dial(shard, "shard").await?;
-        self.links.lock().insert(shard, link.clone());
+        self.links.lock().insert(shard, Known { link: link.clone(), worked: Instant::now() });
         Ok(link)
     }
 
@@ -109,13 +117,20 @@ impl User {
                     continue;
                 }
             };
-            let asked = Instant::now();
-            match probe::open_within(&link, edge, ANSWER).await {
+            let worked = self.links.lock().get(shard).map_or_else(Instant::now, |known| known.worked);
+            let answer = probe::open_within(&link, edge, ANSWER).await;
+            if answer.is_some()
+                && link.end().is_none()
+                && let Some(known) = self.links.lock().get_mut(shard)
+            {
+                known.worked = Instant::now();
+            }
+            match answer {
                 Some(Ok(stream)) => return probe::run_on(stream, load).await,
                 Some(Err(StreamEnd::Refused(code))) if code.retry() != Retry::Now => return StreamEnd::Refused(code),
                 Some(Err(end @ (StreamEnd::Wrong(_) | StreamEnd::Exact))) => return end,
                 Some(Err(end @ (StreamEnd::Refused(_) | StreamEnd::Broken(_)))) => last = end,
-                None if self.net.is_undisturbed(self.address.ip(), shard.ip(), asked) => {
+                None if self.net.is_undisturbed(self.address.ip(), shard.ip(), worked) => {
                     return StreamEnd::Wrong(format!("rule 9: {shard} did not answer within {ANSWER:?}"));
                 }
                 None => last = StreamEnd::Broken("no answer".into()),
@@ -126,8 +141,8 @@ impl User {
 
     /// Closes all links.
     pub fn leave(&self) {
-        for link in std::mem::take(&mut *self.links.lock()).into_values() {
-            link.close(CloseCode::Done, "");
+        for known in std::mem::take(&mut *self.links.lock()).into_values() {
+            known.link.close(CloseCode::Done, "");
         }
     }
 }
