@@ -131,8 +131,8 @@ impl Cluster {
         seat.is_some_and(|s| self.net.is_cut(from, s.address.ip()) || self.net.is_cut(s.address.ip(), from))
     }
 
-    /// Whether each edge that lives has its one tunnel at its owner, nobody else has any, every shard that serves is in
-    /// the ring and goes by the same one.
+    /// Whether each edge that lives has its one tunnel, at its owner if it can reach that one; nobody else has any; every
+    /// shard that serves is in the ring, goes by the same one and is linked to every other.
     #[must_use]
     pub fn is_calm(&self) -> bool {
         self.disorder().is_none()
@@ -153,6 +153,13 @@ impl Cluster {
             let members: BTreeSet<_> = ring.members().map(|m| &m.shard).collect();
             if wanted != members {
                 return Some(format!("{members:?} are in the ring, {wanted:?} serve"));
+            }
+        }
+        for shard in &serving {
+            let Some(process) = &shard.running else { continue };
+            let lost = serving.iter().find(|s| s.id != shard.id && !process.shard.peers.has(&s.id));
+            if let Some(lost) = lost.filter(|lost| !self.is_walled_off(shard.address.ip(), &lost.id)) {
+                return Some(format!("{} has no link to {}", shard.id, lost.id));
             }
         }
         self.edges.iter().find_map(|seat| {
