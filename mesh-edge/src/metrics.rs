@@ -15,6 +15,8 @@ pub struct Metrics {
     pub dials: IntCounterVec,
     /// Tunnels that ended, by the slug of the `cause`.
     pub link_ends: IntCounterVec,
+    /// Times that a tunnel went on from a new socket because nothing came on the old one.
+    pub rebinds: IntCounter,
     /// From Ping to Pong, in seconds.
     pub rtt: Histogram,
     /// The shard's clock minus this one, in seconds.
@@ -52,6 +54,10 @@ impl Metrics {
             connected: gauge("connected", "1 while a tunnel to a shard serves.")?,
             dials: vec("dials_total", "Attempts to reach a shard.", "outcome")?,
             link_ends: vec("link_ends_total", "Tunnels that ended.", "cause")?,
+            rebinds: register(
+                registry,
+                IntCounter::new("mesh_edge_rebinds_total", "Tunnels that went on from a new UDP socket.")?,
+            )?,
             rtt: register(registry, Histogram::with_opts(rtt)?)?,
             clock_skew: register(
                 registry,
