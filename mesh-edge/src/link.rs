@@ -267,9 +267,14 @@ impl Heart {
                 rtt: self.link.rtt(),
                 signs: self.link.signs().map(|signs| *signs.borrow()).unwrap_or_default(),
             };
-            match self.pulse.lock().beat(&seen, mood) {
+            let (refusals, beat) = {
+                let mut pulse = self.pulse.lock();
+                (pulse.refusals(&seen), pulse.beat(&seen, mood))
+            };
+            self.metrics.refusals.inc_by(refusals);
+            match beat {
                 Beat::Rebind => {}
-                beat @ (Beat::Ping(_) | Beat::Wait(_) | Beat::Dead(_)) => return beat,
+                Beat::Ping(_) | Beat::Wait(_) | Beat::Dead(_) => return beat,
             }
             let outcome = self.link.rebind();
             self.pulse.lock().rebound(seen.now, outcome.is_ok());

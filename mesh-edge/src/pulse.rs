@@ -154,6 +154,11 @@ impl Pulse {
         }
     }
 
+    /// How often the network has said that nobody listens, since the last look.
+    pub(crate) const fn refusals(&self, seen: &Seen) -> u64 {
+        seen.signs.refused.saturating_sub(self.signs.refused)
+    }
+
     /// A new socket was taken, or there is none to be had for a link of this kind. `false`: not just now.
     pub(crate) fn rebound(&mut self, now: Instant, done: bool) {
         if done {
@@ -171,7 +176,7 @@ impl Pulse {
             self.in_vain = (self.in_vain.0 + 1, seen.now);
         }
         self.looked = seen.now;
-        let refusals = seen.signs.refused.saturating_sub(self.signs.refused);
+        let refusals = self.refusals(seen);
         let unsent = seen.signs.unsent > self.signs.unsent;
         self.signs = seen.signs;
         if refusals > 0 {
@@ -209,7 +214,8 @@ impl Pulse {
             let why = format!("nothing has come from the shard for {:.1} s", silence.as_secs_f32());
             return Some(LinkEnd::new(EndCause::TimedOut, why));
         }
-        if deaf >= self.deaf() && self.unanswered.len() >= IN_VAIN {
+        let link_lives = self.unanswered.front().is_some_and(|(_, sent)| *sent <= self.heard);
+        if link_lives && deaf >= self.deaf() && self.unanswered.len() >= IN_VAIN {
             let why = format!("the shard has not answered for {:.1} s, and yet its link lives", deaf.as_secs_f32());
             return Some(LinkEnd::new(EndCause::TimedOut, why));
         }

@@ -107,9 +107,12 @@ fn a_shard_that_answers_is_asked_once_in_a_period() {
 #[test]
 fn silence_makes_suspicious_then_takes_a_new_socket_then_is_the_end() {
     // Period; when it is asked again, when a new socket is taken, when it is the end.
-    for (period, asked, rebound, dead) in
-        [(3_000, 4_000, 6_050, 8_050), (5_000, 6_000, 8_050, 10_050), (8_000, 9_000, 10_050, 12_050)]
-    {
+    for (period, asked, rebound, dead) in [
+        (500, 1_000, 4_500, 8_050),
+        (3_000, 4_000, 6_050, 8_050),
+        (5_000, 6_000, 8_050, 10_050),
+        (8_000, 9_000, 10_050, 12_050),
+    ] {
         let mut story = Story::new(period);
         story.until(100);
         story.lives = false;
