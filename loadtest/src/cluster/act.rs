@@ -55,6 +55,12 @@ impl Cluster {
         }
     }
 
+    /// Parts of processes that were asked to stop and have not ended.
+    #[must_use]
+    pub fn leaving(&self) -> usize {
+        self.leaving.iter().filter(|(_, tasks)| tasks.running() > 0).count()
+    }
+
     /// Asks a shard to stop and waits until its process has ended.
     ///
     /// # Errors

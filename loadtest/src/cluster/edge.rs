@@ -174,6 +174,12 @@ impl EdgeSeat {
         families.iter().flat_map(|f| f.get_metric()).map(|m| m.get_counter().get_value() as u64).sum()
     }
 
+    /// How often a shard has welcomed a process that ran here.
+    #[must_use]
+    pub fn tunnels(&self) -> u64 {
+        self.past.iter().map(|m| m.dials.with_label_values(&["welcome"]).get()).sum()
+    }
+
     pub(super) fn check_left(&self) -> anyhow::Result<()> {
         for metrics in &self.past {
             let gauges = [metrics.connected.get(), metrics.streams_active.get()];
