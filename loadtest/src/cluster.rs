@@ -38,6 +38,7 @@ pub mod authority;
 pub mod control;
 pub mod edge;
 mod finish;
+pub mod hand;
 pub mod op;
 pub mod rules;
 pub mod shard;
@@ -182,6 +183,12 @@ impl Cluster {
             cluster.start_shard(i)?;
         }
         Ok(cluster)
+    }
+
+    /// Whom everybody trusts.
+    #[must_use]
+    pub const fn bundle(&self) -> &TrustBundle {
+        &self.bundle
     }
 
     /// The seed of it all.

@@ -50,6 +50,13 @@ async fn heal(cluster: &mut Cluster) -> anyhow::Result<()> {
 async fn chaos(cluster: &mut Cluster, operations: usize) -> anyhow::Result<()> {
     let size = Size::from(layout(cluster.seed()));
     let mut chance = StdRng::seed_from_u64(seed_for(cluster.seed(), "story"));
+    for edge in &mut cluster.edges {
+        edge.version = match chance.random_range(0..10) {
+            0 => Version::Before,
+            1 => Version::After,
+            _ => Version::This,
+        };
+    }
     cluster.start_edges()?;
     for _ in 0..operations {
         cluster.run(&[Op::draw(&mut chance, size)]).await?;
@@ -80,6 +87,59 @@ async fn chaos(cluster: &mut Cluster, operations: usize) -> anyhow::Result<()> {
 fn whatever_happens_the_rules_hold() {
     for seed in seeds(1..=20) {
         play("whatever_happens_the_rules_hold", seed, layout(seed), async |cluster| chaos(cluster, OPERATIONS).await);
+    }
+}
+
+/// What people do on purpose: rule 10 says that nobody feels it.
+async fn planned(cluster: &mut Cluster, operations: usize) -> anyhow::Result<()> {
+    let size = Size::from(planned_layout(cluster.seed()));
+    let mut chance = StdRng::seed_from_u64(seed_for(cluster.seed(), "plan"));
+    cluster.start_edges()?;
+    cluster.calm().await?;
+    let mut changes = 0;
+    for _ in 0..operations {
+        let op = Op::draw_planned(&mut chance, size);
+        // People see to it that somebody serves, and that a shard has stopped before they start it again.
+        let shard = match op {
+            Op::StopShard(shard) | Op::Order(shard, ShardOrder::Drain | ShardOrder::Cordon) => {
+                if cluster.in_service().iter().all(|s| *s == shard) {
+                    continue;
+                }
+                Some(shard)
+            }
+            Op::StartShard(shard) | Op::Order(shard, _) => Some(shard),
+            _ => None,
+        };
+        if shard.is_some() {
+            let stopped = |c: &Cluster| c.leaving() == 0;
+            cluster.wait_for("the last one has stopped", Duration::from_secs(60), stopped).await?;
+            cluster.calm().await?;
+            changes += 1;
+        }
+        cluster.run(&[op]).await?;
+    }
+    heal(cluster).await?;
+    let tally = cluster.streams_ended().await?;
+    eprintln!("seed {}: {changes} changes, {} exact", cluster.seed(), tally.exact);
+    ensure!(tally.broken() == 0 && tally.refused() == 0, "rule 10: {tally:?}");
+    Ok(())
+}
+
+fn planned_layout(seed: u64) -> Layout {
+    let mut chance = StdRng::seed_from_u64(seed_for(seed, "planned layout"));
+    Layout {
+        shards: chance.random_range(2..=4),
+        edges: chance.random_range(1..=12),
+        users: chance.random_range(1..=4),
+        replicas: chance.random_range(1..=3),
+        ..Layout::default()
+    }
+}
+
+#[test]
+fn what_is_done_on_purpose_is_not_felt() {
+    for seed in seeds(1..=10) {
+        play("what_is_done_on_purpose", seed, planned_layout(seed), async |cluster| planned(cluster, OPERATIONS).await);
     }
 }
 

@@ -55,6 +55,14 @@ impl Cluster {
         }
     }
 
+    /// Shards that run and are wanted in the ring.
+    #[must_use]
+    pub fn in_service(&self) -> Vec<usize> {
+        let orders = self.control.database.orders();
+        let serves = |i: &usize| self.shards[*i].running.is_some() && !orders.contains_key(&self.shards[*i].id);
+        (0..self.shards.len()).filter(serves).collect()
+    }
+
     /// Parts of processes that were asked to stop and have not ended.
     #[must_use]
     pub fn leaving(&self) -> usize {

@@ -151,6 +151,14 @@ impl ShardSeat {
         Ok(())
     }
 
+    /// What a process at this place shows in handshakes, for one that is written by hand.
+    ///
+    /// # Errors
+    /// Never, for credentials that were good before.
+    pub fn identity(&self) -> anyhow::Result<LiveIdentity> {
+        Ok(LiveIdentity::new(&again(&self.credentials)?)?)
+    }
+
     /// Whether the shard runs and has the edge in its registry.
     #[must_use]
     pub fn holds(&self, edge: &EdgeId) -> bool {
