@@ -10,6 +10,7 @@ use loadtest::{
     cluster::{
         Cluster, Layout,
         control::database::Health,
+        hand::Version,
         op::{Op, Size},
     },
     simnet::seed_for,
@@ -111,17 +112,24 @@ async fn planned(cluster: &mut Cluster, operations: usize) -> anyhow::Result<()>
             _ => None,
         };
         if shard.is_some() {
-            let stopped = |c: &Cluster| c.leaving() == 0;
-            cluster.wait_for("the last one has stopped", Duration::from_secs(60), stopped).await?;
+            stopped(cluster).await?;
             cluster.calm().await?;
             changes += 1;
         }
         cluster.run(&[op]).await?;
     }
+    stopped(cluster).await?;
     heal(cluster).await?;
     let tally = cluster.streams_ended().await?;
     eprintln!("seed {}: {changes} changes, {} exact", cluster.seed(), tally.exact);
     ensure!(tally.broken() == 0 && tally.refused() == 0, "rule 10: {tally:?}");
+    Ok(())
+}
+
+/// Waits until whoever was asked to stop has.
+async fn stopped(cluster: &Cluster) -> anyhow::Result<()> {
+    let limit = Duration::from_secs(60);
+    cluster.wait_for("the last one has stopped", limit, |c| c.leaving() == 0).await?;
     Ok(())
 }
 

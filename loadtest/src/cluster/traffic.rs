@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use anyhow::ensure;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use super::Cluster;
+use super::{Cluster, shard::ShardSeat};
 use crate::{
     probe::{Load, StreamEnd},
     simnet::seed_for,
@@ -22,10 +22,15 @@ pub struct Tally {
     pub broken: BTreeMap<String, usize>,
     /// Against the rules.
     pub wrong: Vec<String>,
+    /// The first ones that were refused or broke, word for word.
+    pub felt: Vec<String>,
 }
 
 impl Tally {
     fn add(&mut self, name: &str, end: &StreamEnd) {
+        if *end != StreamEnd::Exact && self.felt.len() < 10 {
+            self.felt.push(format!("{name}: {end}"));
+        }
         match end {
             StreamEnd::Exact => self.exact += 1,
             StreamEnd::Refused(code) => *self.refused.entry(code.slug()).or_default() += 1,
@@ -73,9 +78,10 @@ impl Cluster {
         self.streams.push((title, stream));
     }
 
-    /// The shards that run, in an order of chance.
+    /// The shards that run and have heard from control, which is when `/readyz` says yes, in an order of chance.
     fn ways(&self) -> Vec<SocketAddr> {
-        let mut ways: Vec<_> = self.shards.iter().filter(|s| s.running.is_some()).map(|s| s.address).collect();
+        let ready = |s: &&ShardSeat| s.running.as_ref().is_some_and(|p| p.state.borrow().revision > 0);
+        let mut ways: Vec<_> = self.shards.iter().filter(ready).map(|s| s.address).collect();
         ways.shuffle(&mut StdRng::seed_from_u64(seed_for(self.seed, ("way", self.opened))));
         if ways.is_empty() {
             ways.extend(self.shards.first().map(|s| s.address));
