@@ -101,17 +101,12 @@ async fn planned(cluster: &mut Cluster, operations: usize) -> anyhow::Result<()>
     for _ in 0..operations {
         let op = Op::draw_planned(&mut chance, size);
         // People see to it that somebody serves, and that a shard has stopped before they start it again.
-        let shard = match op {
-            Op::StopShard(shard) | Op::Order(shard, ShardOrder::Drain | ShardOrder::Cordon) => {
-                if cluster.in_service().iter().all(|s| *s == shard) {
-                    continue;
-                }
-                Some(shard)
-            }
-            Op::StartShard(shard) | Op::Order(shard, _) => Some(shard),
-            _ => None,
-        };
-        if shard.is_some() {
+        if let Op::StopShard(shard) | Op::Order(shard, ShardOrder::Drain | ShardOrder::Cordon) = op
+            && cluster.in_service().iter().all(|s| *s == shard)
+        {
+            continue;
+        }
+        if matches!(op, Op::StopShard(_) | Op::StartShard(_) | Op::Order(..)) {
             stopped(cluster).await?;
             cluster.calm().await?;
             changes += 1;

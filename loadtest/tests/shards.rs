@@ -107,7 +107,7 @@ fn when_an_owner_is_killed_the_next_in_preference_serves() {
             cluster.kill_shard(1);
             let back =
                 |c: &Cluster| lost.iter().all(|e| c.holder(&c.edges[*e].name).is_some() && c.edges[*e].is_connected());
-            let took = cluster.wait_for("its edges are served again", 30 * SECOND, back).await?;
+            let took = cluster.wait_for("its edges are served again", 15 * SECOND, back).await?;
             cluster.calm().await?;
             for (edge, at) in places(cluster) {
                 let mut order = ring.preference(&cluster.edges[edge].name).filter(|m| m.shard != dead);
@@ -131,6 +131,7 @@ fn requests_to_the_edges_of_a_dead_shard_are_answered_or_refused_in_words() {
         play("requests_to_the_edges_of_a_dead_shard", seed, layout, async |cluster| {
             cluster.start_edges()?;
             cluster.calm().await?;
+            let there = places(cluster);
             if seed % 2 == 0 {
                 cluster.kill_shard(1);
             } else {
@@ -147,7 +148,37 @@ fn requests_to_the_edges_of_a_dead_shard_are_answered_or_refused_in_words() {
             let tally = cluster.streams_ended().await?;
             ensure!(tally.broken() == 0, "{tally:?}");
             ensure!(tally.exact >= 100, "others suffered: {tally:?}");
+            // Rule 2: whoever was elsewhere is as quick as ever, however many wait for those that were there.
+            let healthy: Vec<_> =
+                there.iter().filter(|(_, at)| **at != 1).map(|(e, _)| cluster.edges[*e].name.clone()).collect();
+            let answers: Vec<_> = cluster.users.iter().flat_map(|user| user.take_answers()).collect();
+            let slow = answers.iter().filter(|(edge, _)| healthy.contains(edge)).map(|(_, took)| *took).max();
+            ensure!(slow.is_some_and(|slow| slow < SECOND / 5), "a healthy edge answered after {slow:?}");
             eprintln!("{} exact, {:?}", tally.exact, tally.refused);
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_shard_that_was_stopped_for_a_while_comes_back_as_if_it_had_started() {
+    for seed in seeds(1..=4) {
+        let layout = Layout { shards: 3, edges: 30, users: 2, replicas: 2, ..Layout::default() };
+        play("a_shard_that_was_stopped_for_a_while", seed, layout, async |cluster| {
+            cluster.start_edges()?;
+            cluster.calm().await?;
+            let before = places(cluster);
+            for seconds in [2, 8, 40] {
+                cluster.pause_shard(1, seconds * SECOND);
+                cluster.pass((seconds + 30) * SECOND).await?;
+                cluster.calm().await?;
+                ensure!(places(cluster) == before, "after {seconds} s\n{}", cluster.picture());
+                for edge in 0..30 {
+                    cluster.open_streams(0, edge, 1, 1_000);
+                }
+                cluster.users.iter().for_each(|user| user.leave());
+                nothing_was_felt(&cluster.streams_ended().await?)?;
+            }
             Ok(())
         });
     }

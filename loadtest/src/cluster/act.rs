@@ -80,21 +80,6 @@ impl Cluster {
         self.wait_for("the shard has drained", limit, |_| tasks.running() == 0).await
     }
 
-    /// Restarts every shard, one after the other, each when all is calm again.
-    ///
-    /// # Errors
-    /// If one does not end or start, or it does not become calm.
-    pub async fn rolling_restart(&mut self) -> anyhow::Result<()> {
-        for i in 0..self.shards.len() {
-            if self.shards[i].running.is_some() {
-                self.drain_shard(i).await?;
-                self.start_shard(i)?;
-                self.calm().await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Kills a shard: nobody hears a last word from it.
     pub fn kill_shard(&mut self, i: usize) {
         if let Some(process) = &self.shards[i].running {

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Cluster, LOOK};
+use super::{Cluster, LOOK, shard::ShardProcess};
 use crate::simnet::Log;
 
 /// How long the end of everything may take.
@@ -30,8 +30,9 @@ impl Cluster {
         }
         self.ended().await?;
         // Of edges that were killed, or are behind a cut, the shards learn by silence.
-        let gone = |c: &Self| c.shards.iter().all(|s| s.running.as_ref().is_none_or(|p| p.shard.registry.is_empty()));
-        self.wait_for("no shard holds an edge", END, gone).await?;
+        let empty = |process: &ShardProcess| process.shard.registry.is_empty() && process.shard.directory.is_empty();
+        let gone = |c: &Self| c.shards.iter().filter_map(|s| s.running.as_ref()).all(empty);
+        self.wait_for("no shard holds an edge or says that another one does", END, gone).await?;
         for i in 0..self.shards.len() {
             self.stop_shard(i);
         }
@@ -59,9 +60,15 @@ impl Cluster {
     fn nothing_is_left(&self, handle: &Handle) -> anyhow::Result<()> {
         for past in &self.past {
             let metrics = &past.metrics;
-            let gauges =
-                [metrics.tunnels.get(), metrics.user_links.get(), metrics.streams.with_label_values(&["link"]).get()];
-            ensure!(gauges == [0; 3], "{}: tunnels, links of users and streams are left: {gauges:?}", past.name);
+            let streams = metrics.streams.with_label_values(&["link"]);
+            let gauges = [
+                ("tunnels", metrics.tunnels.get()),
+                ("links of users", metrics.user_links.get()),
+                ("streams", streams.get()),
+                ("links to peers", metrics.peers.get()),
+            ];
+            let left: Vec<_> = gauges.iter().filter(|(_, count)| *count != 0).collect();
+            ensure!(left.is_empty(), "{}: left are {left:?}", past.name);
             ensure!(past.live.is_empty(), "{}: {} credentials are still in use", past.name, past.live.len());
         }
         for seat in &self.edges {

@@ -40,6 +40,7 @@ pub struct User {
     dialer: Dialer,
     serial: String,
     links: Mutex<BTreeMap<SocketAddr, Known>>,
+    answers: Mutex<Vec<(EdgeId, Duration)>>,
     /// Held while dialling, so that many streams at once share one link.
     dialing: tokio::sync::Mutex<()>,
 }
@@ -74,6 +75,7 @@ impl User {
             dialer,
             serial,
             links: Mutex::default(),
+            answers: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
         })
     }
@@ -100,6 +102,12 @@ impl User {
         Ok(link)
     }
 
+    /// How long each stream that was opened waited for its answer, since the last call.
+    #[must_use]
+    pub fn take_answers(&self) -> Vec<(EdgeId, Duration)> {
+        std::mem::take(&mut *self.answers.lock())
+    }
+
     /// Opens a stream to an edge's echo by way of a shard, and sees it to its end.
     pub async fn stream(&self, shard: SocketAddr, edge: &EdgeId, load: &Load) -> StreamEnd {
         self.stream_by(&[shard], edge, load).await
@@ -118,7 +126,11 @@ impl User {
                 }
             };
             let worked = self.links.lock().get(shard).map_or_else(Instant::now, |known| known.worked);
+            let asked = Instant::now();
             let answer = probe::open_within(&link, edge, ANSWER).await;
+            if let Some(Ok(_)) = &answer {
+                self.answers.lock().push((edge.clone(), asked.elapsed()));
+            }
             if answer.is_some()
                 && link.end().is_none()
                 && let Some(known) = self.links.lock().get_mut(shard)
