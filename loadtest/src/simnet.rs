@@ -27,6 +27,8 @@ use tokio::{
 
 mod log;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use log::{Entry, Fate, Log};
 use socket::{Inbox, SimSocket};

@@ -156,6 +156,14 @@ fn one_seed_is_one_story() {
             panic!("seed {seed}: {difference}");
         }
         assert!(first.len() > 100, "something happened");
+        let plan = || {
+            play("one_seed_is_one_story", seed, planned_layout(seed), async |cluster| {
+                planned(cluster, OPERATIONS).await
+            })
+        };
+        if let Some(difference) = plan().difference(&plan()) {
+            panic!("seed {seed}: {difference}");
+        }
         let other = play("one_seed_is_one_story", seed + 1, layout(seed), async |cluster| {
             cluster.run(&[Op::StartEdge(0), Op::Calm]).await
         });

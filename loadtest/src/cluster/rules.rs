@@ -182,3 +182,37 @@ impl Cluster {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::ring::Member;
+
+    use super::*;
+
+    fn ring(epoch: u64, shards: &[&str]) -> RingSpec {
+        let member = |name: &&str| Member { shard: name.parse().unwrap(), addresses: vec![], weight: 100 };
+        RingSpec { epoch, members: shards.iter().map(member).collect() }
+    }
+
+    #[test]
+    fn two_rings_of_one_epoch_and_an_epoch_that_goes_back_are_seen() {
+        let mut rules = Rules::default();
+        let mut see = |at: &str, ring: RingSpec| rules.see(at.to_owned(), &ring, at != "database").is_ok();
+        assert!(see("a", ring(0, &[])) && see("a", ring(1, &["a"])) && see("b", ring(1, &["a"])));
+        assert!(!see("b", ring(1, &["a", "b"])), "another ring of epoch 1");
+        assert!(see("a", ring(3, &["a", "b"])) && see("database", ring(3, &["a", "b"])));
+        assert!(!see("a", ring(1, &["a"])), "back from 3 to 1");
+        assert!(see("database", ring(1, &["a"])), "a backup may be put back");
+        assert!(see("c", ring(1, &["a"])), "a process that starts may be late");
+    }
+
+    #[test]
+    fn a_panic_that_somebody_catches_is_seen() {
+        watch_panics();
+        let caught = std::panic::catch_unwind(|| panic!("as a task does"));
+        assert!(caught.is_err());
+        assert_eq!(PANICS.get(), 1);
+        watch_panics();
+        assert_eq!(PANICS.get(), 0);
+    }
+}

@@ -276,3 +276,60 @@ impl Stored {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use runtime::shutdown::Tasks;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::simnet::Path;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 3, 0, 1));
+    const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 4, 0, 1));
+
+    fn database() -> (Net, Database, Connection) {
+        let net = Net::new(1, Path::default(), &Tasks::new());
+        let database = Database::new(&net, THERE);
+        let connection = Connection::new(&database, HERE);
+        (net, database, connection)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_that_saw_the_same_one_leads_and_only_the_leader_puts_a_ring() {
+        let (_, database, one) = database();
+        let next = |epoch| RingSpec { epoch, members: vec![] };
+        assert_eq!(one.lead("one", "", 0).await, Ok(true));
+        assert_eq!(one.lead("other", "", 0).await, Ok(false), "somebody was faster");
+        assert_eq!(one.put_ring("other", Some(1), 0, &next(1)).await, Ok(false));
+        assert_eq!(one.put_ring("one", Some(1), 0, &next(1)).await, Ok(true));
+        assert_eq!(one.put_ring("one", Some(1), 0, &next(2)).await, Ok(false), "the epoch is another one by now");
+        assert_eq!(one.lead("other", "one", 1).await, Ok(true));
+        assert_eq!(one.put_ring("one", Some(1), 1, &next(2)).await, Ok(false), "it does not lead any more");
+        assert_eq!(database.ring().epoch, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ill_database_fails_as_it_should() {
+        let (net, database, one) = database();
+        database.set_health(Health::ReadOnly);
+        assert!(one.load().await.is_ok());
+        assert_eq!(one.lead("one", "", 0).await, Err(Unavailable::ReadOnly));
+        database.set_health(Health::Away);
+        assert_eq!(one.load().await, Err(Unavailable::Away));
+        database.set_health(Health::Good);
+        net.cut(HERE, THERE);
+        let begun = Instant::now();
+        assert_eq!(one.load().await, Err(Unavailable::Silent));
+        assert_eq!(begun.elapsed(), DEADLINE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_done_stays_done_when_the_answer_is_lost() {
+        let (net, _, one) = database();
+        net.cut_one_way(THERE, HERE);
+        assert_eq!(one.lead("one", "", 0).await, Err(Unavailable::Silent));
+        net.heal_all();
+        assert_eq!(one.load().await.unwrap().leader, "one");
+    }
+}
