@@ -1,0 +1,77 @@
+//! A process with many edges: this very program, as `mesh-loadtest edges`.
+
+use std::{ops::Range, path::Path};
+
+use proto::join::JoinLine;
+use runtime::shutdown::Tasks;
+use rustix::process::Signal;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{ChildStdin, Command},
+    sync::watch,
+};
+
+use super::process::Process;
+
+/// A process that runs.
+#[derive(Debug)]
+pub(crate) struct Edges {
+    process: Process,
+    /// It ends when this does.
+    _input: ChildStdin,
+    connected: watch::Receiver<usize>,
+}
+
+impl Edges {
+    /// Starts it with edges `PREFIX-N` for each number.
+    pub(crate) fn start(
+        (name, prefix): (&str, &str),
+        numbers: Range<usize>,
+        line: &JoinLine,
+        (folder, tasks): (&Path, &Tasks),
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["edges", "--follow", "--prefix", prefix]);
+        command.args(["--first", &numbers.start.to_string(), "--count", &numbers.len().to_string()]);
+        command.env("CAUSEWAY_JOIN", line.reveal());
+        let mut process = Process::start_talking(name, command, folder)?;
+        let (input, output) = process.talk()?;
+        let (sender, connected) = watch::channel(0);
+        tasks.spawn(async move {
+            let mut lines = BufReader::new(output).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                let count = line.strip_prefix("connected=").and_then(|rest| rest.split(' ').next()?.parse().ok());
+                if let Some(count) = count {
+                    sender.send_replace(count);
+                }
+            }
+            sender.send_replace(0);
+        });
+        Ok(Self { process, _input: input, connected })
+    }
+
+    /// How many say that they are connected.
+    pub(crate) fn connected(&self) -> usize {
+        *self.connected.borrow()
+    }
+
+    /// An error if it has ended by itself.
+    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
+        self.process.check()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Processor time in seconds.
+    pub(crate) fn cpu_seconds(&self) -> Option<f64> {
+        self.process.cpu_seconds()
+    }
+
+    /// Ends it.
+    pub(crate) async fn end(&mut self) {
+        self.process.end().await;
+    }
+}
