@@ -5,6 +5,7 @@ pub mod guard;
 mod handlers;
 pub mod limit;
 pub mod server;
+mod shards;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -22,6 +23,7 @@ use proto::{
     id::ShardId,
 };
 use runtime::shutdown::Tasks;
+use tokio::sync::Notify;
 
 use self::{guard::Guard, limit::FailureLimit};
 use crate::{
@@ -96,14 +98,16 @@ pub struct App {
     pub hub: Hub,
     /// What the shards say.
     pub presence: Arc<Presence>,
+    /// Wakes whoever looks after the ring.
+    pub stir: Arc<Notify>,
     /// What is counted.
     pub metrics: Metrics,
     /// Failed enrolments by source.
     pub failures: FailureLimit,
     /// The end of the process.
     pub tasks: Tasks,
-    /// Addresses of shards as they were written down last, and when.
-    pub kept: Mutex<HashMap<ShardId, (Vec<String>, i64)>>,
+    /// Leases of shards as they were written down last.
+    pub kept: Mutex<HashMap<ShardId, StoredLease>>,
 }
 
 /// An error on its way out.
@@ -159,9 +163,11 @@ pub fn routes() -> Vec<Route> {
             post.clone(),
             "/v1/shards/report",
             Access::Shard,
-            routing::post(h::report).layer(DefaultBodyLimit::max(MAX_REPORT)),
+            routing::post(shards::report).layer(DefaultBodyLimit::max(MAX_REPORT)),
         ),
-        route(get.clone(), "/v1/shards", Access::User, routing::get(h::shards)),
+        route(get.clone(), "/v1/shards", Access::User, routing::get(shards::list)),
+        route(put.clone(), "/v1/shards/{name}/order", Access::Admin, routing::put(shards::order)),
+        route(get.clone(), "/v1/ring", Access::User, routing::get(shards::ring)),
         route(get.clone(), "/v1/tokens", Access::Admin, routing::get(h::tokens)),
         route(post.clone(), "/v1/tokens", Access::Admin, routing::post(h::create_token)),
         route(delete.clone(), "/v1/tokens/{id}", Access::Admin, routing::delete(h::delete_token)),
@@ -200,17 +206,23 @@ pub fn router(app: &Arc<App>) -> Router {
 impl App {
     /// Writes a lease down: each time if other replicas need to see it, else only when it is new or has changed, for
     /// the next start of this process.
+    ///
+    /// A lease that other replicas cannot see is none: the shard is told, so that it reports to one that can write.
     async fn keep_lease(&self, lease: StoredLease) -> Result<(), StoreError> {
         let replicas = self.store.dialect() == Dialect::Postgres;
-        let fresh = |(addresses, at): &(Vec<String>, i64)| {
-            *addresses == lease.addresses && lease.last_seen.saturating_sub(*at) < LEASE_WRITTEN
+        let fresh = |kept: &StoredLease| {
+            kept.tells_of_ring() == lease.tells_of_ring()
+                && lease.last_seen.saturating_sub(kept.last_seen) < LEASE_WRITTEN
         };
         let known = self.kept.lock().get(&lease.name).is_some_and(fresh);
         if known && !replicas {
             return Ok(());
         }
-        self.store.beat(&lease).await?;
-        self.kept.lock().insert(lease.name, (lease.addresses, lease.last_seen));
+        match self.store.beat(&lease).await {
+            Ok(()) => _ = self.kept.lock().insert(lease.name.clone(), lease),
+            Err(error) if replicas => return Err(error),
+            Err(error) => tracing::debug!(%error, shard = %lease.name, "the lease could not be written down"),
+        }
         Ok(())
     }
 }

@@ -8,6 +8,8 @@ pub mod api;
 pub mod authority;
 pub mod ca;
 pub mod config;
+pub mod leader;
+pub mod membership;
 pub mod metrics;
 pub mod own;
 pub mod presence;
@@ -37,13 +39,14 @@ use runtime::{
     shutdown::Tasks,
     tls::{LiveIdentity, TrustBundle},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
     api::{App, limit::FailureLimit, server::Server},
     authority::{Authority, Parts},
     ca::{Ca, roots::Sources},
     config::ControlConfig,
+    leader::{Outlets, StoreBoard},
     metrics::Metrics,
     own::Own,
     presence::Presence,
@@ -143,11 +146,13 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
         reserved: config.certified_names()?,
         public: public_address(&config, api_addr)?,
     });
+    let stir = Arc::new(Notify::new());
     let app = Arc::new(App {
         authority: authority.clone(),
         store: store.clone(),
         hub: hub.clone(),
-        presence,
+        presence: Arc::clone(&presence),
+        stir: Arc::clone(&stir),
         metrics: metrics.clone(),
         failures: FailureLimit::default(),
         tasks: tasks.clone(),
@@ -159,7 +164,11 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
     }
     tasks.spawn(own::renew(own, authority.clone(), identity, metrics.clone(), tasks.clone()));
     tasks.spawn(own::follow_roots(sources, authority.clone(), bundle, hub.clone(), tasks.clone()));
-    tasks.spawn(hub.keep_house(tasks.clone()));
+    tasks.spawn(hub.clone().keep_house(tasks.clone()));
+    // Replicas may be configured alike, and one that starts again is another one.
+    let me = format!("{}-{:08x}", config.name, rand::random::<u32>());
+    let outlets = Outlets { hub, metrics: metrics.clone(), ready: ready.part("ring") };
+    tasks.spawn(leader::run(me, StoreBoard::new(store.clone(), presence), outlets, stir, tasks.clone()));
     let admin_addr = admin::serve(config.admin, registry, ready.clone(), &tasks)
         .await
         .with_context(|| format!("cannot listen on {} (admin)", config.admin))?;

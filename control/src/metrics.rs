@@ -41,6 +41,18 @@ pub struct Metrics {
     pub ca_not_after: IntGauge,
     /// When the API's own certificate ends.
     pub api_not_after: IntGauge,
+    /// The epoch of the ring in force.
+    pub ring_epoch: IntGauge,
+    /// Shards in it.
+    pub ring_members: IntGauge,
+    /// 1 if this replica decides about the ring.
+    pub leading: IntGauge,
+    /// 1 while all members are silent and the ring stays as it is for that reason.
+    pub ring_held: IntGauge,
+    /// What this replica changed about the ring, by cause.
+    pub ring_changes: IntCounterVec,
+    /// Looks at the ring that failed.
+    pub ring_rounds_failed: IntCounter,
     /// How long a change took from its commit to the watchers, in seconds.
     pub publish_seconds: Histogram,
 }
@@ -83,6 +95,15 @@ impl Metrics {
             edges_online: gauge("edges_online", "Edges that shards hold, as reported to this control.")?,
             ca_not_after: gauge("ca_not_after_seconds", "When the CA's certificate ends, since 1970.")?,
             api_not_after: gauge("api_certificate_not_after_seconds", "When the API's certificate ends, since 1970.")?,
+            ring_epoch: gauge("ring_epoch", "Epoch of the ring in force.")?,
+            ring_members: gauge("ring_members", "Shards in the ring.")?,
+            leading: gauge("leading", "1 if this replica decides about the ring.")?,
+            ring_held: gauge("ring_held", "1 while all members are silent, so that the ring stays as it is.")?,
+            ring_changes: counters("ring_changes_total", "Changes of the ring by this replica, by cause.", &["cause"])?,
+            ring_rounds_failed: register(
+                registry,
+                IntCounter::new("mesh_control_ring_rounds_failed_total", "Looks at the ring that failed.")?,
+            )?,
             publish_seconds: register(
                 registry,
                 Histogram::with_opts(histogram("publish_seconds", "From the commit of a change to the watchers."))?,

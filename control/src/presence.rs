@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 use proto::{
-    api::{self, ShardOrder, ShardReport, ShardState, ShardView},
+    api::{self, ShardOrder, ShardReport, ShardView},
     id::{EdgeId, ShardId},
     message::Candidate,
 };
@@ -40,22 +40,25 @@ struct Inner {
 
 #[derive(Debug)]
 struct Lease {
-    addresses: Vec<String>,
-    version: String,
+    /// As it reported last, here or to another replica, whose beat this has.
+    told: StoredLease,
     edges: HashMap<EdgeId, api::Presence>,
-    /// As another replica counted them, if the shard reports there.
-    counted: u64,
     heard: Instant,
     /// By a report, not by another replica.
     heard_here: bool,
-    last_seen: i64,
-    beat: i64,
+    /// How often it reported here.
+    reports: i64,
     /// Whether it is dead and its edges have been counted as gone. They are kept, because the shard may only have been
     /// silent, and its next report then tells what changed and nothing else.
     mourned: bool,
 }
 
 impl Lease {
+    /// Of a shard that is heard of for the first time, and not by its own report.
+    fn new(told: StoredLease, now: Instant) -> Self {
+        Self { told, edges: HashMap::new(), heard: now, heard_here: false, reports: 0, mourned: false }
+    }
+
     fn alive(&self, now: Instant) -> bool {
         now.duration_since(self.heard) <= LEASE
     }
@@ -70,7 +73,8 @@ pub struct WrongSender {
 }
 
 impl Presence {
-    /// Takes a report. Returns the lease as it should be kept for other replicas.
+    /// Takes a report. Returns the lease as it should be kept for other replicas, and whether it says something that
+    /// may change the ring.
     ///
     /// # Errors
     /// If it speaks for another shard; then nothing of it is taken.
@@ -80,25 +84,19 @@ impl Presence {
         report: ShardReport,
         now: Instant,
         unix: i64,
-    ) -> Result<StoredLease, WrongSender> {
+    ) -> Result<(StoredLease, bool), WrongSender> {
         if let Some(other) = report.online.iter().find(|p| p.shard != *shard) {
             return Err(WrongSender { sender: shard.clone(), named: other.shard.clone() });
         }
-        let ShardReport { addresses, version, full, online, offline, .. } = report;
+        let ShardReport { addresses, version, state, weight, epoch, streams, full, online, offline } = report;
+        let (name, last_seen, beat, edges) = (shard.clone(), unix, 0, 0);
+        let told = StoredLease { name, addresses, version, edges, last_seen, beat, state, weight, epoch, streams };
         let mut inner = self.inner.lock();
         let Inner { shards, gone } = &mut *inner;
-        let lease = shards.entry(shard.clone()).or_insert_with(|| Lease {
-            addresses: vec![],
-            version: String::new(),
-            edges: HashMap::new(),
-            counted: 0,
-            heard: now,
-            heard_here: true,
-            last_seen: unix,
-            beat: 0,
-            mourned: false,
-        });
-        let mut news = !lease.alive(now) || lease.addresses != addresses || lease.edges.is_empty();
+        let mut stirs = !shards.contains_key(shard);
+        let lease = shards.entry(shard.clone()).or_insert_with(|| Lease::new(told.clone(), now));
+        stirs |= !lease.alive(now) || lease.told.tells_of_ring() != told.tells_of_ring();
+        let mut news = stirs || lease.edges.is_empty();
         if full {
             let named: HashSet<&EdgeId> = online.iter().map(|p| &p.edge).collect();
             gone.extend(lease.edges.keys().filter(|e| !named.contains(e)).map(|e| (e.clone(), unix)));
@@ -111,23 +109,16 @@ impl Presence {
             }
         }
         lease.edges.extend(online.into_iter().map(|p| (p.edge.clone(), p)));
-        lease.addresses = addresses;
-        lease.version = version;
-        lease.counted = lease.edges.len() as u64;
-        (lease.heard, lease.heard_here, lease.last_seen, lease.mourned) = (now, true, unix, false);
-        let stored = StoredLease {
-            name: shard.clone(),
-            addresses: lease.addresses.clone(),
-            version: lease.version.clone(),
-            edges: i64::try_from(lease.counted).unwrap_or(i64::MAX),
-            last_seen: unix,
-            beat: 0,
-        };
+        let edges = i64::try_from(lease.edges.len()).unwrap_or(i64::MAX);
+        lease.told = StoredLease { edges, beat: lease.told.beat, ..told };
+        lease.reports = lease.reports.wrapping_add(1);
+        (lease.heard, lease.heard_here, lease.mourned) = (now, true, false);
+        let stored = lease.told.clone();
         drop(inner);
         if news {
             self.changed.notify_one();
         }
-        Ok(stored)
+        Ok((stored, stirs))
     }
 
     /// Takes over what is kept. A beat that moved, or a shard that is not known yet, counts as a report just now: after
@@ -136,34 +127,31 @@ impl Presence {
         let mut inner = self.inner.lock();
         let mut news = false;
         for kept in leases {
-            let counted = u64::try_from(kept.edges).unwrap_or(0);
-            match inner.shards.get_mut(&kept.name) {
-                Some(lease) => {
-                    let moved = lease.beat != kept.beat;
-                    lease.beat = kept.beat;
-                    if moved && !(lease.heard_here && lease.alive(now)) {
-                        news |= !lease.alive(now) || lease.addresses != kept.addresses;
-                        lease.addresses = kept.addresses;
-                        lease.version = kept.version;
-                        lease.counted = counted;
-                        (lease.heard, lease.heard_here, lease.last_seen) = (now, false, kept.last_seen);
-                    }
-                }
-                None => {
-                    news = true;
-                    let StoredLease { name, addresses, version, last_seen, beat, .. } = kept;
-                    let edges = HashMap::new();
-                    let (heard, heard_here, mourned) = (now, false, false);
-                    let lease =
-                        Lease { addresses, version, edges, counted, heard, heard_here, last_seen, beat, mourned };
-                    inner.shards.insert(name, lease);
-                }
+            let Some(lease) = inner.shards.get_mut(&kept.name) else {
+                news = true;
+                inner.shards.insert(kept.name.clone(), Lease::new(kept, now));
+                continue;
+            };
+            let moved = lease.told.beat != kept.beat;
+            lease.told.beat = kept.beat;
+            if moved && !(lease.heard_here && lease.alive(now)) {
+                news |= !lease.alive(now) || lease.told.addresses != kept.addresses;
+                lease.told = kept;
+                (lease.heard, lease.heard_here) = (now, false);
             }
         }
         drop(inner);
         if news {
             self.changed.notify_one();
         }
+    }
+
+    /// The leases of all shards as they were heard here, with a beat for each report. What decides about the ring where
+    /// there is one replica only.
+    #[must_use]
+    pub fn leases(&self) -> Vec<StoredLease> {
+        let inner = self.inner.lock();
+        inner.shards.values().map(|lease| StoredLease { beat: lease.reports, ..lease.told.clone() }).collect()
     }
 
     /// Completes when shards or their addresses may have changed. One waiter.
@@ -175,28 +163,33 @@ impl Presence {
     #[must_use]
     pub fn alive(&self, now: Instant) -> Vec<Candidate> {
         let inner = self.inner.lock();
-        let alive = inner.shards.iter().filter(|(_, lease)| lease.alive(now) && !lease.addresses.is_empty());
-        alive.map(|(name, lease)| Candidate { shard: name.clone(), addresses: lease.addresses.clone() }).collect()
+        let alive = inner.shards.iter().filter(|(_, lease)| lease.alive(now) && !lease.told.addresses.is_empty());
+        alive.map(|(name, lease)| Candidate { shard: name.clone(), addresses: lease.told.addresses.clone() }).collect()
     }
 
-    /// All shards that reported within the last hour.
+    /// All shards that reported within the last hour. What is wanted of them is not known here.
     #[must_use]
     pub fn shards(&self, now: Instant) -> Vec<ShardView> {
         let inner = self.inner.lock();
-        let view = |(name, lease): (&ShardId, &Lease)| ShardView {
-            name: name.clone(),
-            addresses: lease.addresses.clone(),
-            version: lease.version.clone(),
-            edges: if lease.alive(now) { lease.counted } else { 0 },
-            last_seen: lease.last_seen,
-            alive: lease.alive(now),
-            state: ShardState::Serving,
-            order: ShardOrder::Serve,
-            weight: proto::ring::WEIGHT,
-            epoch: 0,
-            streams: 0,
+        let view = |lease: &Lease| {
+            let told = lease.told.clone();
+            let alive = lease.alive(now);
+            let count = |number: u64| if alive { number } else { 0 };
+            ShardView {
+                name: told.name,
+                addresses: told.addresses,
+                version: told.version,
+                edges: count(u64::try_from(told.edges).unwrap_or(0)),
+                last_seen: told.last_seen,
+                alive,
+                state: told.state,
+                order: ShardOrder::Serve,
+                weight: told.weight,
+                epoch: told.epoch,
+                streams: count(told.streams),
+            }
         };
-        inner.shards.iter().map(view).collect()
+        inner.shards.values().map(view).collect()
     }
 
     /// Where one edge is, and when it was last seen.
@@ -204,7 +197,7 @@ impl Presence {
     pub fn of(&self, edge: &EdgeId, now: Instant) -> (Option<api::Presence>, Option<i64>) {
         let inner = self.inner.lock();
         let alive = inner.shards.values().filter(|lease| lease.alive(now));
-        let found = alive.filter_map(|l| l.edges.get(edge).map(|p| (p, l.last_seen))).max_by_key(|(p, _)| p.since);
+        let found = alive.filter_map(|l| l.edges.get(edge).map(|p| (p, l.told.last_seen))).max_by_key(|(p, _)| p.since);
         match found {
             Some((presence, seen)) => (Some(presence.clone()), Some(seen)),
             None => (None, inner.gone.get(edge).copied()),
@@ -223,7 +216,7 @@ impl Presence {
             for (edge, presence) in &lease.edges {
                 let older = all.get(edge).and_then(|(p, _)| p.as_ref()).is_none_or(|p| p.since <= presence.since);
                 if older {
-                    all.insert(edge.clone(), (Some(presence.clone()), lease.last_seen));
+                    all.insert(edge.clone(), (Some(presence.clone()), lease.told.last_seen));
                 }
             }
         }
@@ -241,7 +234,7 @@ impl Presence {
         let mut inner = self.inner.lock();
         let Inner { shards, gone } = &mut *inner;
         for lease in shards.values_mut().filter(|l| !l.alive(now) && !l.mourned) {
-            gone.extend(lease.edges.keys().map(|edge| (edge.clone(), lease.last_seen)));
+            gone.extend(lease.edges.keys().map(|edge| (edge.clone(), lease.told.last_seen)));
             lease.mourned = true;
         }
         shards.retain(|_, lease| now.duration_since(lease.heard) < REMEMBERED);
@@ -254,7 +247,7 @@ impl Presence {
         let mut seen: Vec<_> = inner.gone.drain().collect();
         if online {
             for lease in inner.shards.values().filter(|l| l.alive(now)) {
-                seen.extend(lease.edges.keys().map(|e| (e.clone(), lease.last_seen)));
+                seen.extend(lease.edges.keys().map(|e| (e.clone(), lease.told.last_seen)));
             }
         }
         seen
@@ -271,6 +264,8 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
+    use proto::api::ShardState;
+
     use super::*;
 
     fn shard(name: &str) -> ShardId {
@@ -292,7 +287,8 @@ mod tests {
 
     fn report(full: bool, online: Vec<api::Presence>, offline: &[&str]) -> ShardReport {
         let offline = offline.iter().map(|e| e.parse().unwrap()).collect();
-        ShardReport { addresses: vec!["a:1".into()], version: "1".into(), full, online, offline }
+        let (addresses, version, state) = (vec!["a:1".into()], "1".into(), ShardState::Serving);
+        ShardReport { addresses, version, state, weight: 100, epoch: 0, streams: 0, full, online, offline }
     }
 
     fn where_is(presence: &Presence, edge: &str, now: Instant) -> Option<String> {
@@ -354,6 +350,10 @@ mod tests {
             edges: 7,
             last_seen: 10,
             beat,
+            state: ShardState::Serving,
+            weight: 100,
+            epoch: 0,
+            streams: 0,
         };
         presence.adopt(vec![kept(1)], start);
         let at = |secs| start + Duration::from_secs(secs);

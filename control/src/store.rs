@@ -1,6 +1,6 @@
-//! What control keeps: tokens, edges, certificates, rules, the leases of shards. One SQL text for SQLite and PostgreSQL.
+//! What control keeps: tokens, edges, certificates, rules, the ring, the leases and orders of shards. One SQL text for SQLite and PostgreSQL.
 //!
-//! Every transaction that writes begins in one place, `Store::begin`: it locks the one row of `meta`, counts its revision up,
+//! Every transaction that changes what members may do begins in one place, `Store::begin`: it locks the one row of `meta`, counts its revision up,
 //! and is told which sections of the watch it changes. So writers come one after the other, revisions are committed in
 //! their order, and whoever polls the revision misses nothing. Every call has a deadline; an error never holds the
 //! database's URL, because that may hold a password.
@@ -8,6 +8,7 @@
 pub mod certificates;
 pub mod edges;
 pub mod open;
+pub mod ring;
 pub mod rules;
 pub mod shards;
 pub mod tokens;

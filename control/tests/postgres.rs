@@ -5,6 +5,8 @@
 
 #[path = "stories/raw.rs"]
 mod raw;
+#[path = "stories/ring.rs"]
+mod ring;
 #[path = "stories/stories.rs"]
 mod stories;
 #[path = "stories/world.rs"]
@@ -14,9 +16,12 @@ mod world;
 use std::time::Duration;
 
 use proto::{
-    api::{ApiCode, EdgeView, ShardReport, TokenKind, WhoAmI},
+    api::{ApiCode, EdgeView, ShardState, TokenKind, WhoAmI},
     policy::Rule,
+    ring::RingSpec,
 };
+use ring::{Reporter, ring_of};
+use tokio::time::{Instant, timeout_at};
 use world::{Kind, World, code, event, until};
 
 all_stories!(Kind::Postgres);
@@ -43,18 +48,55 @@ async fn what_one_replica_changes_the_other_one_tells() {
     assert_eq!(code(edge.at(&two.address()).get::<WhoAmI>("/v1/whoami").await), ApiCode::Revoked);
 
     // A shard that reports to one lives at both, for as long as it reports.
-    let report = ShardReport {
-        addresses: vec!["s1.test:1".into()],
-        version: "1".into(),
-        full: true,
-        online: vec![],
-        offline: vec![],
-    };
+    let report = stories::serving("s1");
     shard.client.post::<()>("/v1/shards/report", &report).await.unwrap();
     event(&mut watch, 3 * SECOND, |e| e.shards.as_ref().is_some_and(|s| s.len() == 1)).await;
     event(&mut watch, 12 * SECOND, |e| e.shards.as_ref().is_some_and(Vec::is_empty)).await;
     two.end().await;
     one.end().await;
+}
+
+/// Two replicas, of which the leader is killed: the other one takes over, and no shard notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_leader_is_killed_the_other_replica_leads() {
+    let first = World::new(Kind::Postgres).await;
+    let doomed = first.doomed().await;
+    // The one that started first leads until it stops, and its next life finds another leader.
+    until("a leader", 5 * SECOND, async || first.control.metrics.leading.get() == 1).await;
+    let led = &doomed.control.metrics.leading;
+    let world = first.restarted(|_| ()).await;
+    until("the next leader", 5 * SECOND, async || led.get() == 1).await;
+    assert_eq!(world.control.metrics.leading.get(), 0);
+
+    let (here, there) = (world.address(), doomed.address());
+    let mut reporters = vec![];
+    for (name, controls) in [("s1", [&there, &here]), ("s2", [&there, &here]), ("s3", [&here, &there])] {
+        let shard = world.member(TokenKind::Shard, name).await;
+        reporters.push(Reporter::start(name, controls.map(|c| shard.at(c)).to_vec()));
+    }
+    let admin = world.admin().await;
+    let follower = world.member(TokenKind::Shard, "follower").await;
+    let mut watch = follower.client.watch().await.unwrap();
+    let ring = ring_of(&mut watch, 3 * SECOND, &["s1", "s2", "s3"]).await.ring.unwrap();
+    until("both to say the same", SECOND, async || admin.at(&there).get::<RingSpec>("/v1/ring").await.unwrap() == ring)
+        .await;
+
+    let began = Instant::now();
+    doomed.kill();
+    until("the other one to lead", 8 * SECOND, async || world.control.metrics.leading.get() == 1).await;
+    let took = began.elapsed();
+    assert!(took > 5 * SECOND, "not before the leader's lease has ended: {took:?}");
+    let another = event(&mut watch, 60 * SECOND, |e| e.ring.is_some());
+    assert!(timeout_at(began + 14 * SECOND, another).await.is_err(), "nobody is taken for dead");
+
+    // And it does all that the first one did.
+    reporters[0].change(|r| r.state = ShardState::Draining);
+    let left = ring_of(&mut watch, SECOND, &["s2", "s3"]).await.ring.unwrap();
+    assert_eq!(left.epoch, ring.epoch + 1);
+    reporters.truncate(2);
+    let died = ring_of(&mut watch, 10 * SECOND, &["s2"]).await.ring.unwrap();
+    assert_eq!(died.epoch, ring.epoch + 2);
+    world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -80,6 +122,8 @@ async fn a_database_that_goes_is_told_and_waited_for() {
     let (admin, shard) = (world.admin().await, world.member(TokenKind::Shard, "s1").await);
     let mut watch = shard.client.watch().await.unwrap();
     watch.next().await.unwrap();
+    shard.client.post::<()>("/v1/shards/report", &stories::serving("s1")).await.unwrap();
+    let ring = ring_of(&mut watch, 2 * SECOND, &["s1"]).await.ring.unwrap();
     let database = world.database.clone().unwrap();
     let ready = world.control.ready.clone();
     let name = database.name().to_owned();
@@ -100,6 +144,8 @@ async fn a_database_that_goes_is_told_and_waited_for() {
         until("readiness to go", 30 * SECOND, async || !ready.is_ready()).await;
         let refused = admin.client.put::<Rule>("/v1/policy/ops", &rule()).await;
         assert_eq!(code(refused), ApiCode::StoreUnavailable, "{go}");
+        let unheard = shard.client.post::<()>("/v1/shards/report", &stories::serving("s1")).await;
+        assert_eq!(code(unheard), ApiCode::StoreUnavailable, "another replica may be able to tell: {go}");
         assert!(admin.client.get::<WhoAmI>("/v1/whoami").await.is_ok(), "what needs no database works");
         watch.next().await.expect("the watch goes on");
         database.server_does(&back).await;
@@ -109,6 +155,8 @@ async fn a_database_that_goes_is_told_and_waited_for() {
         let _: Rule = admin.client.put("/v1/policy/ops", &rule()).await.unwrap();
         event(&mut watch, 2 * SECOND, |e| e.policy.is_some()).await;
         admin.client.delete::<()>("/v1/policy/ops").await.unwrap();
+        shard.client.post::<()>("/v1/shards/report", &stories::serving("s1")).await.unwrap();
+        assert_eq!(admin.client.get::<RingSpec>("/v1/ring").await.unwrap(), ring, "{go}");
     }
     drop(database);
     world.end().await;

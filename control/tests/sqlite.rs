@@ -4,6 +4,8 @@
 
 #[path = "stories/raw.rs"]
 mod raw;
+#[path = "stories/ring.rs"]
+mod ring;
 #[path = "stories/stories.rs"]
 mod stories;
 #[path = "stories/world.rs"]
@@ -14,11 +16,13 @@ use std::time::Duration;
 
 use control::store::open::sqlite_url;
 use proto::{
-    api::{ApiCode, EdgeView, TokenKind, WhoAmI},
+    api::{ApiCode, EdgeView, ShardReport, ShardState, TokenKind, WhoAmI},
     policy::Rule,
     secret::Secret,
 };
+use ring::{Reporter, ring_of};
 use sqlx::Connection;
+use stories::serving;
 use world::{Kind, World, code, event, until};
 
 all_stories!(Kind::Sqlite);
@@ -80,5 +84,38 @@ async fn a_database_that_is_read_only_serves_readers() {
     assert!(world.control.metrics.store_errors.get() > 0);
     let world = world.restarted(|c| c.database = None).await;
     let _: Rule = admin.at(&world.address()).put("/v1/policy/ops", &rule()).await.unwrap();
+    world.end().await;
+}
+
+/// While nothing can be written, shards are heard and the ring stays; what became of them counts afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_read_only_keeps_the_ring() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let world = World::new(Kind::Sqlite).await;
+    let (s1, s2) = (world.member(TokenKind::Shard, "s1").await, world.member(TokenKind::Shard, "s2").await);
+    let mut watch = s1.client.watch().await.unwrap();
+    for shard in [&s1, &s2] {
+        shard.client.post::<()>("/v1/shards/report", &serving(&shard.name())).await.unwrap();
+    }
+    let ring = ring_of(&mut watch, 2 * SECOND, &["s1", "s2"]).await.ring.unwrap();
+    let url = Secret::new(format!("sqlite://{}?mode=ro", world.config.data_dir.join("control.db").display()));
+    let world = world.restarted(|c| c.database = Some(url)).await;
+    let mut watch = s1.at(&world.address()).watch().await.unwrap();
+    assert_eq!(watch.next().await.unwrap().ring.unwrap(), ring);
+    let leaving = ShardReport { state: ShardState::Draining, ..serving("s2") };
+    s2.at(&world.address()).post::<()>("/v1/shards/report", &leaving).await.expect("a report is taken");
+    let failed = world.control.metrics.ring_rounds_failed.clone();
+    until("rounds to fail", 5 * SECOND, async || failed.get() > 2).await;
+    assert!(world.control.ready.report().contains("stays in force"), "{}", world.control.ready.report());
+    let late = s1.at(&world.address()).watch().await.unwrap().next().await.unwrap();
+    assert_eq!(late.ring.unwrap(), ring);
+
+    let world = world.restarted(|c| c.database = None).await;
+    let _s1 = Reporter::start("s1", vec![s1.at(&world.address())]);
+    let client = s2.at(&world.address());
+    client.post::<()>("/v1/shards/report", &leaving).await.unwrap();
+    let mut watch = client.watch().await.unwrap();
+    let after = ring_of(&mut watch, 5 * SECOND, &["s1"]).await.ring.unwrap();
+    assert_eq!(after.epoch, ring.epoch + 1);
     world.end().await;
 }

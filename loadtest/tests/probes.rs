@@ -42,8 +42,10 @@ fn start_shard(authority: &mut Authority, tasks: &Tasks) -> SocketAddr {
     let word = WatchEvent { revision: 1, policy: Some(vec![everything]), ..WatchEvent::default() };
     let (_, state) = watch::channel(Arc::new(MeshState::default().after(word)));
     let (renewals, _) = mpsc::channel(1);
+    let client = mesh_cloud::peer_config(&identity, &bundle, &mesh_cloud::peer_limits()).unwrap();
     let parts = Parts {
         shard: "s-1".parse().unwrap(),
+        peers: Dialer::new(client, &mesh_cloud::peer_limits()),
         identity,
         bundle,
         listener: Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), server, &limits).unwrap(),

@@ -35,6 +35,15 @@ pub struct ShardConfig {
     pub log: LogConfig,
     /// Seconds that streams have to end after SIGTERM; must lie inside `terminationGracePeriodSeconds`. 25.
     pub drain_secs: u64,
+    /// Seconds after SIGTERM in which the doors stay open, so that load balancers have time to look elsewhere; at most
+    /// half of `drain_secs`. 5.
+    pub linger_secs: u64,
+    /// How much of the ring this shard takes compared with others, 1 to 1600. 100.
+    pub weight: u32,
+    /// Edges per second that one shard is sent after a change of the ring, by all others together. 50.
+    pub moves_per_sec: f64,
+    /// `host:port` of the replicas of control, best first; where it was at enrolment if none is given.
+    pub control: Vec<String>,
     /// Bounds.
     pub limits: LimitsConfig,
 }
@@ -53,6 +62,10 @@ impl Default for ShardConfig {
             access: AccessLog::default(),
             log: LogConfig::default(),
             drain_secs: 25,
+            linger_secs: 5,
+            weight: proto::ring::WEIGHT,
+            moves_per_sec: 50.0,
+            control: Vec::new(),
             limits: LimitsConfig::default(),
         }
     }
@@ -104,16 +117,31 @@ fn target<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Target, D
 pub struct LimitsConfig {
     /// Tunnels and people's links at once. 20,000.
     pub links: usize,
-    /// Handshakes at once; more wait, or are told to prove their address. 512.
+    /// Handshakes at once; more wait, and are told to prove their address. Each may hold the others up for a
+    /// millisecond of computing, streams included. 128.
     pub handshakes: usize,
     /// Connections at once on each door. 20,000.
     pub door_connections: usize,
     /// Streams that one link may have open towards the shard. 1,024.
     pub streams_per_link: u32,
+    /// Links that one user may have here. 256.
+    pub links_per_user: usize,
+    /// Streams that one user may have here, over all links. 16,384.
+    pub streams_per_user: usize,
+    /// Streams that another shard may have passed on at once. 65,536.
+    pub streams_per_peer: u32,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { links: 20_000, handshakes: 512, door_connections: 20_000, streams_per_link: 1024 }
+        Self {
+            links: 20_000,
+            handshakes: 128,
+            door_connections: 20_000,
+            streams_per_link: 1024,
+            links_per_user: 256,
+            streams_per_user: 16_384,
+            streams_per_peer: 65_536,
+        }
     }
 }

@@ -10,7 +10,7 @@ use proto::{
     code::{RefuseCode, ResetCode},
     frame::{self, MAX_STREAM_HEAD},
     id::EdgeId,
-    stream::{Answer, Refusal},
+    stream::{Answer, Refusal, Routed},
 };
 use runtime::{
     access::{AccessRecord, AccessWriter},
@@ -33,6 +33,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub struct Pending {
     pub(crate) stream: Stream,
     pub(crate) trail: Trail,
+    /// Which tunnel it goes through.
+    pub(crate) routed: Routed,
 }
 
 /// A flow whose target is connected.
@@ -48,6 +50,8 @@ pub(crate) struct Trail {
     pub(crate) edge: EdgeId,
     /// Taken when it is written.
     pub(crate) record: Option<AccessRecord>,
+    /// Whether the record is only counted, since the shard where the flow entered writes it.
+    pub(crate) quiet: bool,
     pub(crate) begun: Instant,
     pub(crate) access: AccessWriter,
     pub(crate) metrics: Arc<Metrics>,
@@ -58,10 +62,16 @@ pub(crate) struct Trail {
     /// Bytes of the edge's answer that went through with the target's, and are not the target's.
     pub(crate) answer_bytes: u64,
     /// Held for as long as the flow counts as one of the edge's streams.
-    pub(crate) _count: StreamCount,
+    pub(crate) _count: Option<StreamCount>,
 }
 
 impl Pending {
+    /// Which tunnel it goes through.
+    #[must_use]
+    pub const fn routed(&self) -> &Routed {
+        &self.routed
+    }
+
     /// Waits for the edge's answer.
     ///
     /// # Errors
@@ -178,12 +188,15 @@ impl Trail {
 
     async fn ended(mut self, result: &Result<(), Broken>) {
         let Some(record) = self.end_record(result) else { return };
-        self.access.clone().write(record).await;
+        if !self.quiet {
+            self.access.clone().write(record).await;
+        }
     }
 
     /// As [`Trail::ended`], from where nobody can wait.
     fn ended_now(mut self, result: &Result<(), Broken>) {
         if let Some(record) = self.end_record(result)
+            && !self.quiet
             && !self.access.write_now(record)
         {
             self.metrics.records_lost.inc();
@@ -201,7 +214,9 @@ impl Trail {
         let Some(record) = self.record.take() else { return };
         let record = record.refused(refusal.code, &refusal.reason);
         self.metrics.stream_ended(&record);
-        self.access.clone().write(record).await;
+        if !self.quiet {
+            self.access.clone().write(record).await;
+        }
     }
 }
 
@@ -214,7 +229,7 @@ impl Drop for Trail {
         record.code = ResetCode::Cancelled.slug();
         record.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.metrics.stream_ended(&record);
-        if !self.access.write_now(record) {
+        if !self.quiet && !self.access.write_now(record) {
             self.metrics.records_lost.inc();
         }
     }

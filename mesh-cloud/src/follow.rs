@@ -1,7 +1,14 @@
 //! Following control: the watch comes in, reports of presence and renewals go out. When control is away the last state
 //! stays, and the shard says so.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use proto::{
@@ -16,9 +23,11 @@ use runtime::{
     api::{ApiClient, ApiClientError},
     clock,
     identity::certificates,
+    shutdown::Tasks,
     telemetry,
     tls::TrustBundle,
 };
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval},
@@ -28,6 +37,7 @@ use crate::{
     live::LiveCredentials,
     metrics::Metrics,
     registry::Registry,
+    route::Router,
     session::{EdgeHandle, RenewalRequest, renewal_failed},
     state::MeshState,
 };
@@ -56,11 +66,12 @@ pub struct Following {
 
 impl Following {
     /// Follows for ever; dropped at the end of the process.
-    pub async fn run(self, client: ApiClient) {
+    pub async fn run(self, clients: Clients) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let begun = Instant::now();
-            let error = self.follow(&client).await;
+            let error = self.follow(&clients.present()).await;
+            clients.try_next();
             self.metrics.control_connected.set(0);
             let revision = self.state.borrow().revision;
             tracing::warn!(%error, revision, "control is away; this shard goes on with what it knows");
@@ -103,6 +114,10 @@ impl Following {
         }
         let next = Arc::new(self.state.borrow().after(event));
         self.metrics.control_revision.set(next.revision.try_into().unwrap_or(i64::MAX));
+        self.metrics.goes_by(&next.ring);
+        if next.ring.epoch() != self.state.borrow().ring.epoch() {
+            tracing::info!(epoch = next.ring.epoch(), members = next.ring.len(), "a new ring");
+        }
         self.state.send_replace(Arc::clone(&next));
         let ended = self.live.end_where(|credential| next.is_good(credential));
         if ended > 0 {
@@ -111,36 +126,113 @@ impl Following {
     }
 }
 
-/// Reports presence for ever.
-pub async fn report(client: ApiClient, shard: ShardId, addresses: Vec<String>, registry: Registry) {
-    let mut ticks = interval(REPORT);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut missed = BTreeSet::new();
-    let mut last_full: Option<Instant> = None;
-    loop {
-        ticks.tick().await;
-        let full = last_full.is_none_or(|when| when.elapsed() >= FULL_REPORT);
-        let mut changed = registry.take_changed();
-        changed.append(&mut missed);
-        let report = presence(&shard, &addresses, &registry, full, &changed);
-        match client.post::<Option<()>>("/v1/shards/report", &report).await {
-            Ok(_) if full => last_full = Some(Instant::now()),
-            Ok(_) => {}
-            Err(e) => {
-                tracing::debug!(error = %e, "presence could not be reported");
-                (missed, last_full) = (changed, None);
+/// The replicas of control. Clones go from one to the next together.
+#[derive(Clone, Debug)]
+pub struct Clients(Arc<(Vec<ApiClient>, AtomicUsize)>);
+
+impl Clients {
+    /// At least one, best first.
+    #[must_use]
+    pub fn new(replicas: Vec<ApiClient>) -> Self {
+        Self(Arc::new((replicas, AtomicUsize::new(0))))
+    }
+
+    fn present(&self) -> ApiClient {
+        let (replicas, at) = &*self.0;
+        replicas[at.load(Ordering::Relaxed) % replicas.len()].clone()
+    }
+
+    fn try_next(&self) {
+        self.0.1.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `POST` to the present one; to the others as well if it cannot be used now.
+    async fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A, ApiClientError> {
+        let mut left = self.0.0.len();
+        loop {
+            left -= 1;
+            match self.present().post(path, body).await {
+                Err(error) if error.is_transient() && left > 0 => {
+                    tracing::debug!(%error, "asking another replica of control");
+                    self.try_next();
+                }
+                answer => return answer,
             }
         }
     }
 }
 
+/// Reports the shard and its edges to every replica of control, until the drain is over.
+#[derive(Clone, Debug)]
+pub struct Reporter {
+    /// This shard.
+    pub shard: ShardId,
+    /// Where it is reached.
+    pub addresses: Vec<String>,
+    /// Its weight in the ring.
+    pub weight: u32,
+    /// Its edges.
+    pub registry: Registry,
+    /// Knows the ring that is gone by, and counts streams.
+    pub router: Router,
+    /// Whether it is about to stop; closed when it has.
+    pub standing: watch::Receiver<ShardState>,
+}
+
+impl Reporter {
+    /// Starts to report.
+    pub fn start(self, clients: &Clients, tasks: &Tasks) {
+        for client in &clients.0.0 {
+            tasks.spawn(self.clone().run(client.clone()));
+        }
+    }
+
+    async fn run(mut self, client: ApiClient) {
+        let mut ticks = interval(REPORT);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let changes = self.registry.changes();
+        let mut missed = BTreeSet::new();
+        let mut last_full: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                biased;
+                changed = self.standing.changed() => if changed.is_err() { return },
+                _ = ticks.tick() => {}
+            }
+            let full = last_full.is_none_or(|when| when.elapsed() >= FULL_REPORT);
+            let mut changed = changes.take();
+            changed.append(&mut missed);
+            let (online, offline) = presence(&self.shard, &self.registry, full, &changed);
+            let report = ShardReport {
+                addresses: self.addresses.clone(),
+                version: telemetry::version().to_owned(),
+                state: *self.standing.borrow(),
+                weight: self.weight,
+                epoch: self.router.state().ring.epoch(),
+                streams: self.router.metrics().open_streams(),
+                full,
+                online,
+                offline,
+            };
+            match client.post::<Option<()>>("/v1/shards/report", &report).await {
+                Ok(_) if full => last_full = Some(Instant::now()),
+                Ok(_) => {}
+                Err(e) => {
+                    tracing::debug!(error = %e, "presence could not be reported");
+                    (missed, last_full) = (changed, None);
+                }
+            }
+        }
+    }
+}
+
+/// Edges that came or changed, and edges that went; or all of them and none.
 fn presence(
     shard: &ShardId,
-    addresses: &[String],
     registry: &Registry,
     full: bool,
     changed: &BTreeSet<EdgeId>,
-) -> ShardReport {
+) -> (Vec<Presence>, Vec<EdgeId>) {
     let of = |handle: &EdgeHandle| Presence {
         edge: handle.id.clone(),
         shard: shard.clone(),
@@ -151,33 +243,21 @@ fn presence(
         rtt_us: u64::try_from(handle.link.rtt().as_micros()).unwrap_or(u64::MAX),
         streams: handle.streams() as u64,
     };
-    let (online, offline) = if full {
-        (registry.all().iter().map(|h| of(h)).collect(), Vec::new())
-    } else {
-        let (here, gone): (Vec<_>, Vec<_>) =
-            changed.iter().map(|id| (id, registry.find(id))).partition(|(_, h)| h.is_some());
-        (
-            here.iter().filter_map(|(_, h)| h.as_deref()).map(of).collect(),
-            gone.into_iter().map(|(id, _)| id.clone()).collect(),
-        )
-    };
-    ShardReport {
-        addresses: addresses.to_vec(),
-        version: telemetry::version().to_owned(),
-        state: ShardState::Serving,
-        weight: proto::ring::WEIGHT,
-        epoch: 0,
-        streams: 0,
-        full,
-        online,
-        offline,
+    if full {
+        return (registry.all().iter().map(|h| of(h)).collect(), Vec::new());
     }
+    let (here, gone): (Vec<_>, Vec<_>) =
+        changed.iter().map(|id| (id, registry.find(id))).partition(|(_, h)| h.is_some());
+    (
+        here.iter().filter_map(|(_, h)| h.as_deref()).map(of).collect(),
+        gone.into_iter().map(|(id, _)| id.clone()).collect(),
+    )
 }
 
 /// Passes renewals to control, one at a time each in its own task's stead: a queue in front, answers behind.
-pub async fn renew(client: ApiClient, mut requests: mpsc::Receiver<RenewalRequest>, metrics: Arc<Metrics>) {
+pub async fn renew(clients: Clients, mut requests: mpsc::Receiver<RenewalRequest>, metrics: Arc<Metrics>) {
     while let Some(RenewalRequest { renew, answer }) = requests.recv().await {
-        let result = ask(&client, &renew).await;
+        let result = ask(&clients, &renew).await;
         let outcome = if result.is_ok() { "ok" } else { "refused" };
         metrics.renewals.with_label_values(&[outcome]).inc();
         // The session may have ended meanwhile; the edge asks again.
@@ -185,11 +265,11 @@ pub async fn renew(client: ApiClient, mut requests: mpsc::Receiver<RenewalReques
     }
 }
 
-async fn ask(client: &ApiClient, renew: &Renew) -> Result<Renewal, Refuse> {
+async fn ask(clients: &Clients, renew: &Renew) -> Result<Renewal, Refuse> {
     let text = |bytes: &[u8]| BASE64_STANDARD.encode(bytes);
     let body =
         RenewFor { csr: text(&renew.csr), certificate: text(&renew.certificate), signature: text(&renew.signature) };
-    let enrolled: Enrolled = client.post("/v1/renew-for", &body).await.map_err(|e| match e {
+    let enrolled: Enrolled = clients.post("/v1/renew-for", &body).await.map_err(|e| match e {
         ApiClientError::Refused(e) if !e.code.is_transient() => Refuse::because(CloseCode::Revoked, e.message),
         ApiClientError::Unreachable { .. }
         | ApiClientError::WrongCa { .. }
@@ -206,7 +286,7 @@ async fn ask(client: &ApiClient, renew: &Renew) -> Result<Renewal, Refuse> {
 
 /// Keeps the shard's own certificate fresh, over the API.
 pub async fn renew_own(
-    client: ApiClient,
+    clients: Clients,
     identity: runtime::tls::LiveIdentity,
     dir: runtime::identity::IdentityDir,
     bundle: TrustBundle,
@@ -220,7 +300,7 @@ pub async fn renew_own(
         if wait > 60 {
             continue;
         }
-        match renew_once(&client, &identity, &dir, &bundle, &names).await {
+        match renew_once(&clients, &identity, &dir, &bundle, &names).await {
             Ok(()) => {
                 tracing::info!(not_after = identity.facts().not_after, "the shard's certificate is renewed");
                 backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
@@ -234,7 +314,7 @@ pub async fn renew_own(
 }
 
 async fn renew_once(
-    client: &ApiClient,
+    clients: &Clients,
     identity: &runtime::tls::LiveIdentity,
     dir: &runtime::identity::IdentityDir,
     bundle: &TrustBundle,
@@ -242,7 +322,7 @@ async fn renew_once(
 ) -> anyhow::Result<()> {
     let key = runtime::identity::NodeKey::generate()?;
     let request = proto::api::RenewRequest { csr: key.csr_pem(names)? };
-    let enrolled: Enrolled = client.post("/v1/renew", &request).await?;
+    let enrolled: Enrolled = clients.post("/v1/renew", &request).await?;
     let credentials = runtime::identity::Credentials::new(key, certificates(&enrolled.chain)?)?;
     bundle.replace(&TrustBundle::from_pem(&enrolled.bundle)?);
     dir.store(&credentials, bundle)?;

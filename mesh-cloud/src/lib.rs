@@ -10,37 +10,52 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use prometheus::Registry as Families;
-use proto::{ALPN_MESH, code::CloseCode, id::ShardId, target::HostPort};
+use proto::{ALPN_MESH, ALPN_PEER, api::ShardState, id::ShardId, identity::Role, target::HostPort};
 use runtime::{
     access::AccessWriter,
     admin::{self, Ready, ReadyPart},
     api::ApiClient,
     identity::IdentityDir,
-    link::quic::{self, LinkLimits, Listener},
+    link::{
+        Link,
+        quic::{self, Dialer, LinkLimits, Listener},
+    },
     shutdown::Tasks,
-    tls::{LiveIdentity, MeshVerifier, TrustBundle, server_config},
+    tls::{LiveIdentity, MeshVerifier, TrustBundle, client_config, server_config},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub mod admit;
 pub mod config;
+pub mod directory;
 pub mod doors;
+pub mod drain;
 pub mod enrol;
+pub mod fair;
 pub mod flow;
 pub mod follow;
 pub mod listener;
 pub mod live;
 pub mod metrics;
+pub mod peer;
+pub mod rebalance;
 pub mod registry;
 pub mod route;
 pub mod session;
 pub mod state;
 
 use config::ShardConfig;
+use directory::Directory;
 use doors::{Door, http::HttpDoor, https::HttpsDoor, proxy::ProxyDoor};
+use drain::Drain;
+use fair::UserShares;
+use follow::Clients;
 use listener::Reception;
 use live::LiveCredentials;
 use metrics::Metrics;
+use peer::Peers;
+use rebalance::Rebalance;
 use registry::Registry;
 use route::{Parts as RouterParts, Router};
 use session::RenewalRequest;
@@ -48,8 +63,11 @@ use state::MeshState;
 
 /// Renewals that wait for control; more are told to come again.
 const RENEWALS: usize = 64;
-/// How long what is left at the deadline of a drain may take to say its last word.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// Arrivals that wait for a decision; the carrier drops what is beyond.
+const MAX_INCOMING: usize = 4096;
+/// Bytes that one of them may send meanwhile, and all of them.
+const INCOMING_BYTES: u64 = 16 * 1024;
+const ALL_INCOMING_BYTES: u64 = 32 * 1024 * 1024;
 
 /// What a shard is made of, besides its configuration.
 #[derive(Debug)]
@@ -74,6 +92,8 @@ pub struct Parts {
     pub renewals: mpsc::Sender<RenewalRequest>,
     /// Says that the shard accepts.
     pub ready: ReadyPart,
+    /// Dials other shards; made with [`peer_config`].
+    pub peers: Dialer,
 }
 
 /// A shard that runs.
@@ -97,6 +117,12 @@ pub struct Shard {
     pub registry: Registry,
     /// Opens streams.
     pub router: Router,
+    /// What other shards say.
+    pub directory: Directory,
+    /// Links to other shards.
+    pub peers: Peers,
+    /// Whether it is about to stop.
+    pub standing: watch::Receiver<ShardState>,
 }
 
 /// The limits of a shard's links. Windows are what a stream and a tunnel may keep in memory here.
@@ -114,8 +140,47 @@ pub fn endpoint_config(
     bundle: &TrustBundle,
     limits: &LinkLimits,
 ) -> anyhow::Result<quinn::ServerConfig> {
-    let tls = server_config(identity, MeshVerifier::of_clients(bundle.clone(), true), &[ALPN_MESH])?;
-    Ok(quic::server_config(tls, limits)?)
+    let mut tls = server_config(identity, MeshVerifier::of_clients(bundle.clone(), true), &[ALPN_MESH, ALPN_PEER])?;
+    // Sessions are kept by those who come back and not here, so that ten thousand edges can resume theirs.
+    tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+    let mut config = quic::server_config(tls, limits)?;
+    // What may wait here for a handshake, by number and by size.
+    config
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BYTES)
+        .incoming_buffer_size_total(ALL_INCOMING_BYTES);
+    Ok(config)
+}
+
+/// The limits of the links between shards, which carry the streams of many edges.
+#[must_use]
+pub fn peer_limits() -> LinkLimits {
+    LinkLimits {
+        link_window: Link::WIDE_WINDOW,
+        send_window: Link::WIDE_WINDOW.into(),
+        // Streams are opened by the one that dialled.
+        streams: 0,
+        idle: Duration::from_secs(6),
+        keep_alive: Some(Duration::from_secs(1)),
+        handshake: Duration::from_secs(3),
+        ..LinkLimits::default()
+    }
+}
+
+/// The client half of a shard's links to other shards.
+///
+/// # Errors
+/// If TLS cannot be set up.
+pub fn peer_config(
+    identity: &LiveIdentity,
+    bundle: &TrustBundle,
+    limits: &LinkLimits,
+) -> anyhow::Result<quinn::ClientConfig> {
+    let verifier = MeshVerifier::of_servers(bundle.clone(), Role::Shard);
+    let mut tls = client_config(Some(identity), Arc::new(verifier), &[ALPN_PEER])?;
+    // A resumed session would show a certificate that has been renewed meanwhile; shards do not dial often.
+    tls.resumption = rustls::client::Resumption::disabled();
+    Ok(quic::client_config(tls, limits)?)
 }
 
 /// Starts a shard: loads its identity, follows control, opens its doors. It stops when `tasks` does, after its streams
@@ -131,11 +196,7 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
             config.data_dir.display()
         )
     })?;
-    let control: HostPort = dir
-        .read(enrol::CONTROL_NOTE)?
-        .with_context(|| format!("{} does not say where control is; enrol again", config.data_dir.display()))?
-        .trim()
-        .parse()?;
+    let control = control_addresses(&config, &dir)?;
     let shard = credentials.facts().identity.shard().context("the identity is not that of a shard")?;
     let identity = LiveIdentity::new(&credentials)?;
     let families = Families::new();
@@ -158,6 +219,7 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
         metrics: Arc::clone(&metrics),
         renewals,
         ready: ready.part("doors"),
+        peers: Dialer::new(peer_config(&identity, &bundle, &peer_limits())?, &peer_limits()),
     };
     let following = follow::Following {
         state: state_sender,
@@ -170,20 +232,38 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     if let Some(address) = config.admin {
         running.admin = Some(admin::serve(address, families, ready, &tasks).await.context("admin server")?);
     }
-    let client = ApiClient::new(control, &identity, bundle.clone())?;
-    let addresses = advertised(&config, running.mesh);
-    let stop = tasks.token();
-    let follow = [
-        tasks.spawn(ended(stop.clone(), following.run(client.clone()))),
-        tasks.spawn(ended(stop.clone(), follow::renew(client.clone(), renewal_requests, metrics))),
-        tasks.spawn(ended(
-            stop.clone(),
-            follow::report(client.clone(), running.id.clone(), addresses, running.registry.clone()),
-        )),
-        tasks.spawn(ended(stop, follow::renew_own(client, identity, dir, bundle, config.names))),
-    ];
-    drop(follow);
+    let clients = control.into_iter().map(|address| ApiClient::new(address, &identity, bundle.clone()));
+    let clients = Clients::new(clients.collect::<Result<_, _>>()?);
+    let reporter = follow::Reporter {
+        addresses: advertised(&config, running.mesh),
+        weight: config.weight,
+        shard: running.id.clone(),
+        registry: running.registry.clone(),
+        router: running.router.clone(),
+        standing: running.standing.clone(),
+    };
+    let standing = running.standing.clone();
+    reporter.start(&clients, &tasks);
+    tasks.spawn(until_drained(standing.clone(), following.run(clients.clone())));
+    tasks.spawn(until_drained(standing.clone(), follow::renew(clients.clone(), renewal_requests, metrics)));
+    tasks.spawn(until_drained(standing, follow::renew_own(clients, identity, dir, bundle, config.names)));
     Ok(running)
+}
+
+/// Where control is: as configured, else as noted at enrolment.
+fn control_addresses(config: &ShardConfig, dir: &IdentityDir) -> anyhow::Result<Vec<HostPort>> {
+    let given: Vec<String> = if config.control.is_empty() {
+        let noted = dir.read(enrol::CONTROL_NOTE)?.with_context(|| {
+            format!(
+                "{} does not say where control is; enrol again, or set control = [\"host:7443\"]",
+                config.data_dir.display()
+            )
+        })?;
+        vec![noted.trim().to_owned()]
+    } else {
+        config.control.clone()
+    };
+    given.iter().map(|address| address.parse().with_context(|| format!("control: {address:?}"))).collect()
 }
 
 /// The key by which links of a shard that was killed know its successor's resets; made at the first start.
@@ -197,9 +277,14 @@ fn reset_key(dir: &IdentityDir) -> anyhow::Result<Vec<u8>> {
     Ok(key.into_bytes())
 }
 
-async fn ended(stop: CancellationToken, work: impl Future<Output = ()>) {
-    // Whether it was cut off or ended by itself is the same at the end of the process.
-    let _ = stop.run_until_cancelled(work).await;
+/// Works until the drain is over: what a shard hears from control while it leaves decides where its edges go.
+async fn until_drained(mut standing: watch::Receiver<ShardState>, work: impl Future<Output = ()>) {
+    let drained = async { while standing.changed().await.is_ok() {} };
+    tokio::select! {
+        biased;
+        () = drained => {}
+        () = work => {}
+    }
 }
 
 fn advertised(config: &ShardConfig, mesh: SocketAddr) -> Vec<String> {
@@ -219,16 +304,23 @@ fn advertised(config: &ShardConfig, mesh: SocketAddr) -> Vec<String> {
 /// # Errors
 /// If an address cannot be bound.
 pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::Result<Shard> {
-    let (accepting, streams, sessions) = (tasks.child(), Tasks::new(), Tasks::new());
-    let ending = CancellationToken::new();
-    let registry = Registry::default();
+    // They outlive the request to stop: a drain ends them, one after the other.
+    let (accepting, streams, sessions) = (Tasks::new(), Tasks::new(), Tasks::new());
+    let (closing, ending) = (CancellationToken::new(), CancellationToken::new());
+    let (registry, directory) = (Registry::default(), Directory::default());
+    let (standing_sender, standing) = watch::channel(ShardState::Serving);
+    let peers = Peers::new(parts.shard.clone(), parts.peers, Arc::clone(&parts.metrics));
+    parts.metrics.goes_by(&parts.state.borrow().ring);
     let router = Router::new(RouterParts {
         shard: parts.shard.clone(),
         registry: registry.clone(),
-        state: parts.state,
+        state: parts.state.clone(),
         live: parts.live.clone(),
         access: parts.access,
         metrics: Arc::clone(&parts.metrics),
+        peers: peers.clone(),
+        directory: directory.clone(),
+        closing: closing.clone(),
         ending: ending.clone(),
     });
     let mesh = parts.listener.local_addr()?;
@@ -236,12 +328,25 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         shard: parts.shard.clone(),
         registry: registry.clone(),
         router: router.clone(),
+        directory: directory.clone(),
+        standing: standing.clone(),
         live: parts.live,
         renewals: parts.renewals,
+        arrivals: Arc::default(),
+        user_links: UserShares::new(config.limits.links_per_user),
+        user_streams: UserShares::new(config.limits.streams_per_user),
         limits: config.limits,
     };
+    let rebalance = Rebalance {
+        me: parts.shard.clone(),
+        registry: registry.clone(),
+        directory: directory.clone(),
+        state: parts.state.clone(),
+        metrics: Arc::clone(&parts.metrics),
+        rate: config.moves_per_sec.max(0.1),
+    };
     let mut shard = Shard {
-        id: parts.shard,
+        id: parts.shard.clone(),
         mesh,
         proxy: None,
         http: None,
@@ -250,19 +355,31 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         admin: None,
         registry: registry.clone(),
         router: router.clone(),
+        directory,
+        peers: peers.clone(),
+        standing,
     };
     let doors = Doors { config, router: &router, accepting: &accepting, streams: &streams, metrics: &parts.metrics };
     doors.open(&mut shard, &parts.identity, &parts.bundle)?;
-    tasks.spawn(reception.run(parts.listener.clone(), accepting.clone(), sessions.clone(), streams.clone()));
+    sessions.spawn(reception.run(parts.listener.clone(), sessions.clone(), streams.clone()));
+    sessions.spawn(peers.run(parts.state.clone(), registry.clone(), sessions.clone()));
+    tasks.spawn(tasks.token().run_until_cancelled_owned(rebalance.run()));
     parts.ready.up();
     let drain = Drain {
+        me: parts.shard,
         listener: parts.listener,
         registry,
+        state: parts.state,
+        standing: standing_sender,
+        accepting,
         streams,
         sessions,
+        closing,
         ending,
         ready: parts.ready,
+        metrics: parts.metrics,
         time: Duration::from_secs(config.drain_secs),
+        linger: Duration::from_secs(config.linger_secs),
     };
     let stop = tasks.token();
     tasks.spawn(async move {
@@ -333,38 +450,5 @@ impl Doors<'_> {
         let address = door.local_addr()?;
         self.accepting.spawn(door.run(self.accepting.clone(), self.streams.clone(), visit));
         Ok(address)
-    }
-}
-
-/// The end of a shard: nobody new, then time for what runs, then the rest is cut.
-struct Drain {
-    listener: Listener,
-    registry: Registry,
-    streams: Tasks,
-    sessions: Tasks,
-    ending: CancellationToken,
-    ready: ReadyPart,
-    time: Duration,
-}
-
-impl Drain {
-    async fn run(self) {
-        self.ready.down("draining");
-        self.listener.refuse_new();
-        tracing::info!(streams = self.streams.running(), edges = self.registry.len(), "draining");
-        let left = self.streams.finished(self.time).await;
-        if left > 0 {
-            tracing::warn!(streams = left, "the drain time is over; what is left is cut");
-        }
-        self.ending.cancel();
-        self.streams.finished(LAST_WORD).await;
-        for edge in self.registry.all() {
-            edge.link.close(CloseCode::Shutdown, CloseCode::Shutdown.sentence());
-        }
-        self.listener.close(CloseCode::Shutdown);
-        self.sessions.drained(LAST_WORD).await;
-        // Peers that are gone do not answer; waiting for them is a courtesy.
-        let _ = tokio::time::timeout(LAST_WORD, self.listener.idle()).await;
-        tracing::info!("drained");
     }
 }

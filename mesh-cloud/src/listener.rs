@@ -1,38 +1,53 @@
-//! Who comes over QUIC: edges with their tunnels, people's tools with their streams.
+//! Who comes over QUIC: edges with their tunnels, people's tools with their streams, other shards with what they pass on.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use proto::{
-    code::{CloseCode, RefuseCode},
+    ALPN_PEER,
+    api::ShardState,
+    code::{CloseCode, RefuseCode, ResetCode},
     frame::MAX_STREAM_HEAD,
-    id::ShardId,
+    id::{EdgeId, ShardId, UserId},
     identity::{Identity, Role},
     message::{Refuse, ShardToEdge, Welcome},
     principal::Principal,
     stream::{Answer, Open, Refusal},
-    target::Target,
 };
 use runtime::{
     clock,
     frames::FrameReader,
-    link::{Link, LinkEnd, Stream, quic::Listener},
+    link::{
+        Link, LinkEnd, Stream,
+        quic::{Arriving, Listener},
+    },
     shutdown::Tasks,
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, timeout},
+};
 use tracing::{Instrument, info_span};
 
 use crate::{
+    admit::{Standing, Verdict, candidates, ping_period},
     config::LimitsConfig,
+    directory::Directory,
+    fair::{Arrivals, Share, UserShares},
     live::Lease,
+    peer::hear::Hearing,
     registry::{Registered, Registry},
     route::{Request, Router},
     session::{Notice, Renewals, Session, SessionEnd},
 };
 
-/// How often an edge pings. Three missed in a row end the link, so that a silent death is seen within 12 s.
-const PING: Duration = Duration::from_secs(4);
 /// How long the head of a stream may take.
 const HEAD: Duration = Duration::from_secs(10);
+/// Arrivals that wait for their handshake; one more is turned away.
+const WAITING: usize = 2048;
+/// How long an arrival may wait: whoever has waited longer has given up, or will before its handshake is through.
+const PATIENCE: Duration = Duration::from_millis(2500);
+/// What edges are told that come too soon after the last time, at least.
+const SLOW_DOWN: Duration = Duration::from_secs(1);
 
 /// What every arrival needs.
 #[derive(Clone, Debug)]
@@ -43,64 +58,107 @@ pub struct Reception {
     pub registry: Registry,
     /// Opens streams.
     pub router: Router,
+    /// What other shards say.
+    pub directory: Directory,
+    /// Whether this shard is about to stop.
+    pub standing: watch::Receiver<ShardState>,
     /// Credentials in use.
     pub live: crate::live::LiveCredentials,
     /// Passes renewals to control.
     pub renewals: Renewals,
+    /// How often each edge comes.
+    pub arrivals: Arc<Arrivals>,
+    /// Links of each user.
+    pub user_links: UserShares,
+    /// Streams of each user.
+    pub user_streams: UserShares,
     /// Bounds.
     pub limits: LimitsConfig,
 }
 
+/// Who waits for a handshake, in the order of coming.
+type Queue = VecDeque<(Arriving, Instant)>;
+
 impl Reception {
-    /// Accepts until `accepting` stops. Links live on in `sessions`, streams in `streams`.
-    pub async fn run(self, listener: Listener, accepting: Tasks, sessions: Tasks, streams: Tasks) {
+    /// Accepts until the listener is closed. Links live on in `sessions`, streams in `streams`.
+    pub async fn run(self, listener: Listener, sessions: Tasks, streams: Tasks) {
         let handshakes = Arc::new(Semaphore::new(self.limits.handshakes));
+        let mut queue = Queue::new();
         loop {
             let arriving = tokio::select! {
                 biased;
-                () = accepting.stopping() => return,
+                () = sessions.stopping() => return,
+                permit = Arc::clone(&handshakes).acquire_owned(), if !queue.is_empty() => {
+                    if let (Some(arriving), Ok(permit)) = (self.next(&mut queue), permit) {
+                        self.shake_hands(arriving, permit, &sessions, &streams);
+                    }
+                    continue;
+                }
                 arriving = listener.accept() => arriving,
             };
             let Some(arriving) = arriving else { return };
-            let outcome = |outcome: &str| self.count(outcome);
-            if listener.links() > self.limits.links {
-                outcome("full");
-                arriving.refuse();
-                continue;
-            }
-            // From half of the room on, everybody proves the own address first, which costs this shard nothing; the
-            // other half is left to those who have.
-            let arriving = if handshakes.available_permits() * 2 <= self.limits.handshakes {
-                match arriving.retry() {
-                    Ok(()) => {
-                        outcome("retry");
-                        continue;
-                    }
-                    Err(proven) => proven,
-                }
-            } else {
-                arriving
-            };
-            let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
-                outcome("busy");
-                arriving.refuse();
-                continue;
-            };
-            let (this, streams) = (self.clone(), streams.clone());
-            sessions.spawn(async move {
-                let from = arriving.remote_address();
-                let link = match arriving.accept().await {
-                    Ok(link) => link,
-                    Err(end) => {
-                        this.count(end.cause.slug());
-                        tracing::info!(%from, cause = %end.cause, detail = end.detail, "a handshake failed");
-                        return;
-                    }
-                };
-                drop(permit);
-                this.receive(link, streams).await;
-            });
+            let room = handshakes.available_permits();
+            self.arrive(arriving, listener.links(), room, &mut queue);
         }
+    }
+
+    /// Lets an arrival into the queue, has it prove its address first, or turns it away.
+    fn arrive(&self, arriving: Arriving, links: usize, room: usize, queue: &mut Queue) {
+        // A tenth more than edges and people may have, so that shards still reach each other when that is full.
+        if links > self.limits.links + self.limits.links / 10 {
+            self.count("full");
+            return arriving.refuse();
+        }
+        // From half of the room on, everybody proves the own address first, which costs this shard nothing. So nobody
+        // waits in the queue who is not really there.
+        let arriving = if room * 2 <= self.limits.handshakes || !queue.is_empty() {
+            match arriving.retry() {
+                Ok(()) => return self.count("retry"),
+                Err(proven) => proven,
+            }
+        } else {
+            arriving
+        };
+        if queue.len() >= WAITING {
+            self.count("busy");
+            return arriving.refuse();
+        }
+        queue.push_back((arriving, Instant::now()));
+        self.waiting(queue);
+    }
+
+    /// The next one in the queue that has not waited in vain.
+    fn next(&self, queue: &mut Queue) -> Option<Arriving> {
+        while let Some((arriving, since)) = queue.pop_front() {
+            self.waiting(queue);
+            if since.elapsed() < PATIENCE {
+                return Some(arriving);
+            }
+            self.count("late");
+            arriving.refuse();
+        }
+        None
+    }
+
+    fn waiting(&self, queue: &Queue) {
+        self.router.metrics().arrivals_waiting.set(i64::try_from(queue.len()).unwrap_or(i64::MAX));
+    }
+
+    fn shake_hands(&self, arriving: Arriving, permit: OwnedSemaphorePermit, sessions: &Tasks, streams: &Tasks) {
+        let (this, streams) = (self.clone(), streams.clone());
+        sessions.spawn(async move {
+            let from = arriving.remote_address();
+            let link = match arriving.accept().await {
+                Ok(link) => link,
+                Err(end) => {
+                    this.count(end.cause.slug());
+                    tracing::info!(%from, cause = %end.cause, detail = end.detail, "a handshake failed");
+                    return;
+                }
+            };
+            drop(permit);
+            this.receive(link, streams).await;
+        });
     }
 
     fn count(&self, outcome: &str) {
@@ -134,6 +192,11 @@ impl Reception {
                 outcome("user");
                 let span = info_span!("user", name = %identity.name);
                 self.user(link, &identity, lease, tasks).instrument(span).await;
+            }
+            Role::Shard if link.alpn().as_deref() == Some(ALPN_PEER) => {
+                outcome("shard");
+                let span = info_span!("peer", shard = %identity.name);
+                self.peer(link, &identity, lease, tasks).instrument(span).await;
             }
             Role::Shard | Role::Control => {
                 outcome("wrong-role");
@@ -171,8 +234,42 @@ impl Reception {
         tracing::info!(%from, cause, %end, "disconnected");
     }
 
+    /// Whether the edge is served here; if not, it has been told.
+    async fn admit(&self, mut session: Session) -> Result<Session, SessionEnd> {
+        let (edge, state) = (session.handle.id.clone(), self.router.state());
+        let too_often = self.arrivals.come(&edge, Instant::now()).err();
+        let standing = Standing {
+            me: &self.shard,
+            ring: &state.ring,
+            order: state.orders.get(&self.shard).copied().unwrap_or_default(),
+            draining: *self.standing.borrow() == ShardState::Draining,
+            full: self.registry.len() >= self.limits.links && self.registry.find(&edge).is_none(),
+        };
+        let verdict = match too_often {
+            Some(wait) => Verdict::Refuse(Refuse {
+                retry_after: Some(wait.max(SLOW_DOWN)),
+                ..Refuse::because(CloseCode::Overloaded, "this edge comes too often; it has to wait a moment")
+            }),
+            None => standing.admit(&session.hello),
+        };
+        match verdict {
+            Verdict::Serve => Ok(session),
+            Verdict::Redirect(to) => {
+                self.count("redirected");
+                let shard = to.shard.clone();
+                session.say(ShardToEdge::Redirect { to, epoch: state.ring.epoch() }).await?;
+                Err(session.redirected(&shard).await)
+            }
+            Verdict::Refuse(refuse) => {
+                self.count(refuse.code.slug());
+                Err(session.refuse(refuse).await)
+            }
+        }
+    }
+
     /// Enters the edge and says Welcome, or turns it away.
-    async fn welcome(&self, mut session: Session) -> Result<(Session, Registered), SessionEnd> {
+    async fn welcome(&self, session: Session) -> Result<(Session, Registered), SessionEnd> {
+        let mut session = self.admit(session).await?;
         let skew = i128::from(session.hello.unix_ms) - i128::from(clock::unix_millis());
         if skew.unsigned_abs() > 60_000 {
             tracing::warn!(skew_ms = %skew, "the edge's clock is wrong");
@@ -192,23 +289,30 @@ impl Reception {
         if let Some(old) = old.filter(|old| old.instance != session.handle.instance) {
             old.replaced();
         }
-        let welcome = Welcome {
-            shard: self.shard.clone(),
-            epoch: 0,
-            candidates: self.router.state().shards.clone(),
-            unix_ms: clock::unix_millis(),
-            ping: PING,
-            generation: session.handle.generation,
-        };
-        session.say(ShardToEdge::Welcome(welcome)).await?;
+        session.say(ShardToEdge::Welcome(self.welcome_for(&session.handle.id, session.handle.generation))).await?;
         Ok((session, registered))
+    }
+
+    fn welcome_for(&self, edge: &EdgeId, generation: u64) -> Welcome {
+        let state = self.router.state();
+        Welcome {
+            shard: self.shard.clone(),
+            epoch: state.ring.epoch(),
+            candidates: candidates(&state.ring, &self.shard, edge),
+            unix_ms: clock::unix_millis(),
+            ping: ping_period(self.registry.len()),
+            generation,
+        }
     }
 
     async fn tunnel(&self, session: Session, registered: Registered, lease: Lease, tasks: Tasks) -> SessionEnd {
         let handle = Arc::clone(&session.handle);
         let who = Principal::Edge { name: handle.id.clone(), site: handle.site.clone() };
-        let opener =
-            Opener { router: self.router.clone(), principal: who, credential: None, link: handle.link.clone() };
+        let opener = Opener {
+            router: self.router.clone(),
+            on_behalf: OnBehalf::Of { principal: who, credential: None, shares: None },
+            link: handle.link.clone(),
+        };
         let opening = opener.run(tasks);
         let notify = |notice| match notice {
             Notice::Announced(services) => registered.announce(services),
@@ -226,12 +330,20 @@ impl Reception {
 
     async fn user(&self, link: Link, identity: &Identity, lease: Lease, tasks: Tasks) {
         let Some(name) = identity.user() else { return };
+        let Some(_one_of_its_links) = self.user_links.take(&name) else {
+            self.count("too-many-links");
+            let most = self.limits.links_per_user;
+            return link.close(CloseCode::Overloaded, &format!("user/{name} has {most} links here, which is the most"));
+        };
         let metrics = self.router.metrics();
         metrics.user_links.inc();
         link.allow_streams(self.limits.streams_per_link);
-        let principal = Principal::User { name, groups: link.peer().groups.clone() };
-        let credential = Some(link.peer().serial.clone());
-        let opener = Opener { router: self.router.clone(), principal, credential, link: link.clone() };
+        let on_behalf = OnBehalf::Of {
+            principal: Principal::User { name: name.clone(), groups: link.peer().groups.clone() },
+            credential: Some(link.peer().serial.clone()),
+            shares: Some((name, self.user_streams.clone())),
+        };
+        let opener = Opener { router: self.router.clone(), on_behalf, link: link.clone() };
         tokio::select! {
             biased;
             () = lease.ended().cancelled() => link.close(CloseCode::Revoked, CloseCode::Revoked.sentence()),
@@ -239,54 +351,119 @@ impl Reception {
         }
         metrics.user_links.dec();
     }
+
+    async fn peer(&self, link: Link, identity: &Identity, lease: Lease, tasks: Tasks) {
+        let Some(peer) = identity.shard() else { return };
+        link.carry_many(self.limits.streams_per_peer);
+        let opener = Opener { router: self.router.clone(), on_behalf: OnBehalf::Stated, link: link.clone() };
+        let hearing = Hearing { peer, link: link.clone(), directory: self.directory.clone() };
+        tokio::select! {
+            biased;
+            () = lease.ended().cancelled() => link.close(CloseCode::Revoked, CloseCode::Revoked.sentence()),
+            end = hearing.run(|stream| opener.serve(stream, &tasks)) => {
+                tracing::info!(cause = %end.cause, "a peer left");
+            }
+        }
+    }
+}
+
+/// For whom the streams of a link are.
+#[derive(Clone)]
+enum OnBehalf {
+    /// For the one at the other end.
+    Of { principal: Principal, credential: Option<String>, shares: Option<(UserId, UserShares)> },
+    /// For whom another shard says.
+    Stated,
 }
 
 /// Serves the streams that somebody on a link opens.
 struct Opener {
     router: Router,
-    principal: Principal,
-    credential: Option<String>,
+    on_behalf: OnBehalf,
     link: Link,
 }
 
 impl Opener {
     async fn run(self, tasks: Tasks) -> LinkEnd {
         loop {
-            let stream = match self.link.accept().await {
-                Ok(stream) => stream,
+            match self.link.accept().await {
+                Ok(stream) => self.serve(stream, &tasks),
                 Err(end) => return end,
-            };
-            let request = Request::new(
-                self.principal.clone(),
-                self.link.remote_address().to_string(),
-                "link",
-                // Replaced by what the Open says.
-                Target::Probe { edge: self.link.peer().identity.name.clone() },
-            );
-            let request = Request { credential: self.credential.clone(), ..request };
-            tasks.spawn(relay(stream, self.router.clone(), request));
+            }
         }
+    }
+
+    fn serve(&self, stream: Stream, tasks: &Tasks) {
+        let (router, on_behalf) = (self.router.clone(), self.on_behalf.clone());
+        let from = self.link.remote_address().to_string();
+        tasks.spawn(relay(stream, router, on_behalf, from));
     }
 }
 
-async fn relay(mut stream: Stream, router: Router, request: Request) {
+async fn relay(mut stream: Stream, router: Router, on_behalf: OnBehalf, from: String) {
     let mut reader = FrameReader::new(MAX_STREAM_HEAD);
     let open = match timeout(HEAD, reader.next(&mut stream.recv)).await {
         Ok(Ok(Some(body))) => Open::decode(body),
-        Ok(Ok(None) | Err(_)) | Err(_) => return stream.abort(proto::code::ResetCode::ProtocolError),
+        Ok(Ok(None) | Err(_)) | Err(_) => return stream.abort(ResetCode::ProtocolError),
     };
     stream.recv.unread(reader.into_rest());
-    let refusal = match open {
-        Ok(Open { target, trace, hops, .. }) => match router.open(Request { target, trace, hops, ..request }).await {
-            Ok(pending) => return pending.relay(stream).await,
-            Err(refusal) => refusal,
-        },
-        Err(e) => Refusal::because(RefuseCode::BadRequest, e.to_string()),
+    let passed_on = matches!(on_behalf, OnBehalf::Stated);
+    let request = open
+        .map_err(|e| Refusal::because(RefuseCode::BadRequest, e.to_string()))
+        .and_then(|open| request(open, on_behalf, from));
+    let opened = match request {
+        // The share is held for as long as the stream is.
+        Ok((request, share)) => router.open(request).await.map(|pending| (pending, share)),
+        Err(refusal) => Err(refusal),
+    };
+    let refusal = match opened {
+        Ok((pending, _share)) => {
+            if passed_on {
+                let routed = Answer::Routed(pending.routed().clone()).encode();
+                if stream.send.write_one(routed).await.is_err() {
+                    return;
+                }
+            }
+            return pending.relay(stream).await;
+        }
+        Err(refusal) => refusal,
     };
     if stream.send.write_one(Answer::Refused(refusal).encode()).await.is_ok() {
         stream.send.finish();
         // Until it has arrived, or the link has ended.
         let _ = stream.send.delivered().await;
     }
-    stream.recv.stop(proto::code::ResetCode::Refused);
+    stream.recv.stop(ResetCode::Refused);
+}
+
+/// What an Open asks for, and on whose behalf: only a shard is believed when it says for whom.
+fn request(open: Open, on_behalf: OnBehalf, from: String) -> Result<(Request, Option<Share<UserId>>), Refusal> {
+    match on_behalf {
+        OnBehalf::Of { principal, credential, shares } => {
+            let share = shares.map(|(user, shares)| {
+                shares.take(&user).ok_or_else(|| {
+                    let reason = format!(
+                        "user/{user} has as many streams open at this shard as one user may (limits.streams_per_user)"
+                    );
+                    Refusal::because(RefuseCode::LimitReached, reason)
+                })
+            });
+            let request =
+                Request { credential, trace: open.trace, ..Request::new(principal, from, "link", open.target) };
+            Ok((request, share.transpose()?))
+        }
+        OnBehalf::Stated => {
+            let principal = open.principal.ok_or_else(|| {
+                Refusal::because(RefuseCode::BadRequest, "a shard passed a stream on and did not say for whom")
+            })?;
+            let request = Request {
+                trace: open.trace,
+                hops: open.hops,
+                via: open.via,
+                relayed: true,
+                ..Request::new(principal, from, &open.door, open.target)
+            };
+            Ok((request, None))
+        }
+    }
 }

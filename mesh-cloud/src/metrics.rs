@@ -1,8 +1,10 @@
 //! What a shard counts. Each family is registered once; no edge is ever a label.
 
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+    exponential_buckets,
 };
+use proto::ring::Ring;
 use runtime::access::AccessRecord;
 
 /// The metrics of a shard.
@@ -36,6 +38,24 @@ pub struct Metrics {
     pub control_revision: IntGauge,
     /// Two machines with one identity.
     pub duplicate_identities: IntCounter,
+    /// Of the ring that this shard goes by.
+    pub ring_epoch: IntGauge,
+    /// Shards in it.
+    pub ring_members: IntGauge,
+    /// Tunnels of edges that another shard owns.
+    pub tunnels_unowned: IntGauge,
+    /// Edges of this shard's arc whose tunnels end elsewhere.
+    pub directory: IntGauge,
+    /// Edges that are yet to be asked to move.
+    pub moves_pending: IntGauge,
+    /// Orders to edges to go elsewhere, by kind.
+    pub moves: IntCounterVec,
+    /// Links to other shards.
+    pub peers: IntGauge,
+    /// Streams that were passed on to another shard, by its answer.
+    pub forwarded: IntCounterVec,
+    /// Arrivals that wait for their handshake.
+    pub arrivals_waiting: IntGauge,
     /// Access records that could not be queued.
     pub records_lost: IntCounter,
     /// Renewals that were passed to control, by outcome.
@@ -88,12 +108,37 @@ impl Metrics {
             control_connected: gauge("control_connected", "1 while control is being followed.")?,
             control_revision: gauge("control_revision", "Revision of what control said last.")?,
             duplicate_identities: counter("duplicate_identities_total", "Times that two machines used one identity.")?,
+            ring_epoch: gauge("ring_epoch", "Number of the ring that this shard goes by.")?,
+            ring_members: gauge("ring_members", "Shards in that ring.")?,
+            tunnels_unowned: gauge("tunnels_unowned", "Tunnels of edges that another shard owns.")?,
+            directory: gauge("directory", "Edges of this shard's arc whose tunnels end at another shard.")?,
+            moves_pending: gauge("moves_pending", "Edges that are yet to be asked to move to their owner.")?,
+            moves: counters("moves_total", "Orders to edges to go to another shard, by kind.", &["kind"])?,
+            peers: gauge("peers", "Links to other shards that are up.")?,
+            forwarded: counters("forwarded_total", "Streams passed on to other shards, by answer.", &["answer"])?,
+            arrivals_waiting: gauge("arrivals_waiting", "Links that wait for their handshake.")?,
             records_lost: counter(
                 "access_records_lost_total",
                 "Records of cancelled streams that found the queue full.",
             )?,
             renewals: counters("renewals_total", "Renewals passed to control, by outcome.", &["outcome"])?,
         })
+    }
+
+    /// Notes the ring that the shard goes by.
+    pub fn goes_by(&self, ring: &Ring) {
+        self.ring_epoch.set(i64::try_from(ring.epoch()).unwrap_or(i64::MAX));
+        self.ring_members.set(i64::try_from(ring.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Streams that are open now, through whichever door they came.
+    #[must_use]
+    pub fn open_streams(&self) -> u64 {
+        let families = self.streams.collect();
+        let open = families.iter().flat_map(|f| f.get_metric()).map(|m| m.get_gauge().get_value());
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of streams")]
+        let open = open.sum::<f64>().max(0.0) as u64;
+        open
     }
 
     /// Counts a stream that has left its record.

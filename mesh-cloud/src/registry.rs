@@ -5,14 +5,14 @@
 //! dead process never comes back, so an instance that was replaced and returns is a second machine.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use proto::id::{EdgeId, ServiceName};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::session::EdgeHandle;
 
@@ -32,8 +32,24 @@ struct Inner {
     edges: HashMap<EdgeId, Entry>,
     services: HashMap<ServiceName, BTreeSet<EdgeId>>,
     gone: HashMap<EdgeId, i64>,
-    changed: BTreeSet<EdgeId>,
+    followers: BTreeMap<u64, Follower>,
+    followed: u64,
     generation: u64,
+}
+
+/// What has changed since one that follows the registry looked last.
+#[derive(Debug, Default)]
+struct Follower {
+    changed: BTreeSet<EdgeId>,
+    news: Arc<Notify>,
+}
+
+/// Tells which edges came, changed or went, each follower for itself.
+#[derive(Debug)]
+pub struct Changes {
+    registry: Registry,
+    number: u64,
+    news: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -103,7 +119,7 @@ impl Registry {
         }
         inner.edges.insert(handle.id.clone(), Entry { handle: Arc::clone(&handle), replaced });
         inner.gone.remove(&handle.id);
-        inner.changed.insert(handle.id.clone());
+        inner.changed(&handle.id);
         Ok((Registered { registry: self.clone(), handle }, old))
     }
 
@@ -147,14 +163,54 @@ impl Registry {
         self.len() == 0
     }
 
+    /// Follows the registry from now on.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        let mut inner = self.0.lock();
+        inner.followed += 1;
+        let (number, follower) = (inner.followed, Follower::default());
+        let news = Arc::clone(&follower.news);
+        inner.followers.insert(number, follower);
+        Changes { registry: self.clone(), number, news }
+    }
+
+    /// How many edges announce each service.
+    #[must_use]
+    pub fn services(&self) -> BTreeMap<ServiceName, u32> {
+        let inner = self.0.lock();
+        let count = |edges: &BTreeSet<EdgeId>| u32::try_from(edges.len()).unwrap_or(u32::MAX);
+        inner.services.iter().map(|(name, edges)| (name.clone(), count(edges))).collect()
+    }
+}
+
+impl Changes {
     /// Edges that came, changed or went since the last call.
     #[must_use]
-    pub fn take_changed(&self) -> BTreeSet<EdgeId> {
-        std::mem::take(&mut self.0.lock().changed)
+    pub fn take(&self) -> BTreeSet<EdgeId> {
+        let mut inner = self.registry.0.lock();
+        inner.followers.get_mut(&self.number).map(|f| std::mem::take(&mut f.changed)).unwrap_or_default()
+    }
+
+    /// Waits until something has changed. Cancel-safe; one waiter.
+    pub async fn some(&self) {
+        self.news.notified().await;
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.registry.0.lock().followers.remove(&self.number);
     }
 }
 
 impl Inner {
+    fn changed(&mut self, edge: &EdgeId) {
+        for follower in self.followers.values_mut() {
+            follower.changed.insert(edge.clone());
+            follower.news.notify_one();
+        }
+    }
+
     fn withdraw(&mut self, handle: &EdgeHandle) {
         for service in handle.services().iter() {
             if let Some(edges) = self.services.get_mut(&service.name) {
@@ -183,7 +239,7 @@ impl Registered {
             inner.services.entry(service.name.clone()).or_default().insert(self.handle.id.clone());
         }
         self.handle.set_services(services);
-        inner.changed.insert(self.handle.id.clone());
+        inner.changed(&self.handle.id);
     }
 
     /// Whether no newer tunnel of the edge has come.
@@ -203,7 +259,7 @@ impl Registered {
         if inner.gone.len() < GONE {
             inner.gone.insert(self.handle.id.clone(), runtime::clock::unix_now());
         }
-        inner.changed.insert(self.handle.id.clone());
+        inner.changed(&self.handle.id);
     }
 }
 

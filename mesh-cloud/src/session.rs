@@ -14,7 +14,7 @@ use parking_lot::RwLock;
 use proto::{
     code::{CloseCode, RefuseCode},
     frame::{FrameError, MAX_EDGE_TO_SHARD},
-    id::{EdgeId, SiteName},
+    id::{EdgeId, ShardId, SiteName},
     message::{EdgeToShard, Hello, Refuse, Renew, Renewal, Service, ShardToEdge},
     stream::{Open, Refusal},
 };
@@ -37,7 +37,7 @@ const WRITE: Duration = Duration::from_secs(5);
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long to wait for the edge to allow one more stream.
 const STREAM_CREDIT: Duration = Duration::from_secs(2);
-/// Orders that wait to be sent to the edge; whoever has one more waits.
+/// Orders that wait to be sent to the edge; one more is not taken.
 const ORDERS: usize = 16;
 
 /// A grip on an edge that is connected here.
@@ -55,6 +55,12 @@ pub struct EdgeHandle {
     pub version: String,
     /// Since when, in seconds since 1970.
     pub since: i64,
+    /// When its tunnel began.
+    pub came: Instant,
+    /// When the edge said Hello, by its own clock in milliseconds since 1970: of two tunnels, the later one counts.
+    pub unix_ms: u64,
+    /// Shards that the edge cannot reach or was asked to leave, as of its Hello.
+    pub avoids: Vec<ShardId>,
     /// The tunnel.
     pub link: Link,
     services: RwLock<Arc<Vec<Service>>>,
@@ -109,9 +115,11 @@ impl EdgeHandle {
         Ok((stream, StreamCount::new(self)))
     }
 
-    /// Gives an order to the edge. Returns whether the session still takes any.
-    pub async fn order(&self, order: ShardToEdge) -> bool {
-        self.orders.send(order).await.is_ok()
+    /// Gives an order to the edge. Returns whether it was taken: not if the session has ended, or if the edge has not
+    /// read those before.
+    #[must_use]
+    pub fn order(&self, order: ShardToEdge) -> bool {
+        self.orders.try_send(order).is_ok()
     }
 
     /// Another process of the same edge has taken over: the session closes the link.
@@ -231,6 +239,9 @@ impl Session {
             instance: hello.instance,
             version: hello.version.clone(),
             since: clock::unix_now(),
+            came: Instant::now(),
+            unix_ms: hello.unix_ms,
+            avoids: hello.avoid.clone(),
             link,
             services: RwLock::default(),
             streams: AtomicUsize::new(0),
@@ -243,6 +254,16 @@ impl Session {
     /// Turns the edge away with a reason that reaches it.
     pub async fn refuse(self, refuse: Refuse) -> SessionEnd {
         self.control.refuse(&self.handle.link, refuse).await
+    }
+
+    /// Ends a session whose edge was told to go to another shard: it closes the link itself.
+    pub async fn redirected(mut self, to: &ShardId) -> SessionEnd {
+        let link = &self.handle.link;
+        self.control.stream.send.finish();
+        let _ = timeout(LAST_WORD, link.ended()).await;
+        let refuse = Refuse::because(CloseCode::Redirected, format!("shard {to} serves it"));
+        link.close(refuse.code, &refuse.reason);
+        SessionEnd::Refused(refuse)
     }
 
     /// Says a first word to the edge: Welcome, or Redirect.

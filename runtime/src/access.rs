@@ -28,6 +28,9 @@ pub struct AccessRecord {
     pub door: String,
     /// The shard that wrote the record, or at an edge the shard that the stream came from.
     pub shard: String,
+    /// The shard that holds the edge's tunnel, if it is another one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub holder: String,
     /// The edge that served.
     pub edge: String,
     /// What was asked for.
@@ -67,6 +70,7 @@ impl AccessRecord {
             from: String::new(),
             door: String::new(),
             shard: String::new(),
+            holder: String::new(),
             edge: String::new(),
             target: target.to_string(),
             address: String::new(),

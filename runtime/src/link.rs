@@ -7,6 +7,7 @@
 //! error on every stream in it, and neither can be mistaken for a clean end.
 
 use std::{
+    io as std_io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -17,15 +18,19 @@ use std::{
 
 use bytes::Bytes;
 use proto::code::{CloseCode, ResetCode};
-use quinn::VarInt;
+use quinn::{VarInt, crypto::rustls::HandshakeData};
+use tokio::sync::watch;
 
 use crate::cert::CertFacts;
 
 pub mod end;
 pub mod io;
 pub mod quic;
+mod socket;
 
 pub use end::{EndCause, LinkEnd};
+pub use socket::Signs;
+use socket::{ConnectedSocket, SignSender};
 
 /// A connection to another member. Clones are the same connection; it is closed by [`Link::close`], or when the last
 /// clone and the last stream are dropped.
@@ -34,11 +39,39 @@ pub struct Link {
     connection: quinn::Connection,
     peer: Arc<CertFacts>,
     pressure: Arc<Pressure>,
+    own: Option<Own>,
+}
+
+/// The endpoint of a link that shares it with nobody.
+#[derive(Clone, Debug)]
+struct Own {
+    endpoint: quinn::Endpoint,
+    signs: SignSender,
 }
 
 impl Link {
-    fn new(connection: quinn::Connection, peer: Arc<CertFacts>, room: usize) -> Self {
-        Self { connection, peer, pressure: Arc::new(Pressure { room, stalled: AtomicUsize::new(0) }) }
+    fn new(connection: quinn::Connection, peer: Arc<CertFacts>, room: usize, own: Option<Own>) -> Self {
+        Self { connection, peer, pressure: Arc::new(Pressure { room, stalled: AtomicUsize::new(0) }), own }
+    }
+
+    /// What the network says about the other side, now and when it changes. `None` if the link shares its socket with
+    /// others, as every link does that was accepted.
+    #[must_use]
+    pub fn signs(&self) -> Option<watch::Receiver<Signs>> {
+        self.own.as_ref().map(|own| own.signs.subscribe())
+    }
+
+    /// Goes on from a new UDP socket: a NAT that has forgotten the link makes a new mapping for it, and an address of
+    /// this host that has changed is the new one. Streams go on. Returns whether it did: a link that shares its socket
+    /// with others stays on it.
+    ///
+    /// # Errors
+    /// If there is no way to the other side; then nothing has changed.
+    pub fn rebind(&self) -> std_io::Result<bool> {
+        let Some(Own { endpoint, signs }) = &self.own else { return Ok(false) };
+        let socket = ConnectedSocket::open(self.connection.remote_address(), Arc::clone(signs))?;
+        endpoint.rebind_abstract(Arc::new(socket))?;
+        Ok(true)
     }
 
     /// Who is on the other side, by its certificate.
@@ -52,6 +85,13 @@ impl Link {
     pub fn remote_address(&self) -> SocketAddr {
         let address = self.connection.remote_address();
         SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
+    /// The protocol that both sides agreed on (ALPN). `None` if they agreed on none.
+    #[must_use]
+    pub fn alpn(&self) -> Option<Vec<u8>> {
+        let data = self.connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
+        data.protocol
     }
 
     /// The estimated round trip.
@@ -76,6 +116,16 @@ impl Link {
     pub async fn accept(&self) -> Result<Stream, LinkEnd> {
         let (send, recv) = self.connection.accept_bi().await.map_err(|e| LinkEnd::from_connection(&e))?;
         Ok(Stream::new(send, recv, Arc::clone(&self.pressure)))
+    }
+
+    /// Bytes that a link between shards may hold which nobody has read: it carries the streams of many.
+    pub const WIDE_WINDOW: u32 = 64 * 1024 * 1024;
+
+    /// Lets the peer have this many streams open at once, with room for all of them: for links between shards.
+    pub fn carry_many(&self, streams: u32) {
+        self.connection.set_receive_window(Self::WIDE_WINDOW.into());
+        self.connection.set_send_window(Self::WIDE_WINDOW.into());
+        self.allow_streams(streams);
     }
 
     /// Lets the peer have this many streams open at once.

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use hyper::body::Frame;
 use proto::{
     api::{
-        ApiCode, ApiError, EdgeView, EnrolRequest, Enrolled, Presence, RenewFor, RenewRequest, ShardReport, ShardView,
-        TokenCreated, TokenRequest, TokenView, WhoAmI,
+        ApiCode, ApiError, EdgeView, EnrolRequest, Enrolled, Presence, RenewFor, RenewRequest, TokenCreated,
+        TokenRequest, TokenView, WhoAmI,
     },
     id::EdgeId,
     policy::Rule,
@@ -43,10 +43,10 @@ const MAX_RULE_NAME: usize = 63;
 /// Most rules of a policy.
 const MAX_RULES: usize = 10_000;
 
-type Answer<T> = Result<axum::Json<T>, Failure>;
+pub(super) type Answer<T> = Result<axum::Json<T>, Failure>;
 
 /// A body of JSON; what is wrong with it is told with line and column.
-pub(super) struct Json<T>(T);
+pub(super) struct Json<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = Failure;
@@ -65,7 +65,7 @@ fn edge_name(text: &str) -> Result<EdgeId, Failure> {
     text.parse().map_err(|e: proto::id::InvalidName| Failure::new(ApiCode::BadRequest, e.to_string()))
 }
 
-fn not_found(what: &str, name: &str) -> Failure {
+pub(super) fn not_found(what: &str, name: &str) -> Failure {
     Failure::new(ApiCode::NotFound, format!("there is no {what} {name:?}"))
 }
 
@@ -149,27 +149,6 @@ pub(super) async fn watch(State(app): State<Arc<App>>, Extension(Caller(facts)):
     tracing::debug!(who = %facts.identity, "watch begins");
     let lines = Lines::of(app.hub.follow(), facts, app.tasks.clone());
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(lines)).into_response()
-}
-
-pub(super) async fn report(
-    State(app): State<Arc<App>>,
-    Extension(Caller(facts)): Extension<Caller>,
-    Json(report): Json<ShardReport>,
-) -> Result<StatusCode, Failure> {
-    let shard = facts.identity.shard().ok_or_else(|| Failure::new(ApiCode::Forbidden, "only shards report"))?;
-    let lease = app
-        .presence
-        .report(&shard, report, Instant::now(), unix_now())
-        .map_err(|e| Failure::new(ApiCode::Forbidden, e.to_string()))?;
-    // The report is taken, whether or not it can be written down.
-    if let Err(error) = app.keep_lease(lease).await {
-        tracing::debug!(%error, %shard, "the lease could not be written down");
-    }
-    Ok(StatusCode::NO_CONTENT)
-}
-
-pub(super) async fn shards(State(app): State<Arc<App>>) -> axum::Json<Vec<ShardView>> {
-    axum::Json(app.presence.shards(Instant::now()))
 }
 
 pub(super) async fn tokens(State(app): State<Arc<App>>) -> Answer<Vec<TokenView>> {
@@ -306,7 +285,7 @@ pub(super) async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
-fn who(facts: &CertFacts) -> String {
+pub(super) fn who(facts: &CertFacts) -> String {
     format!("{}/{}", facts.identity.role, facts.identity.name)
 }
 

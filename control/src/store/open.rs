@@ -25,6 +25,7 @@ const ACQUIRE: Duration = Duration::from_secs(3);
 const OPENING: Duration = Duration::from_secs(30);
 
 const INIT: &str = include_str!("../../migrations/0001_init.sql");
+const RING: &str = include_str!("../../migrations/0002_ring.sql");
 
 /// The URL of the SQLite file, which is made with mode 0600 if it is not there.
 ///
@@ -159,5 +160,8 @@ async fn pool(dialect: Dialect, options: AnyConnectOptions) -> Result<AnyPool, s
 }
 
 fn migrations() -> Migrator {
-    Migrator::with_migrations(vec![Migration::new(1, "init".into(), MigrationType::Simple, INIT.into_sql_str(), false)])
+    let migration = |version, name: &'static str, sql: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![migration(1, "init", INIT), migration(2, "ring", RING)])
 }

@@ -1,7 +1,7 @@
 //! Leases of shards, for other replicas of control and for the next start of this one. The truth is in memory; what is
 //! here may be late, and losing it costs nothing but a few seconds.
 
-use proto::id::ShardId;
+use proto::{api::ShardState, id::ShardId};
 use sqlx::Row;
 
 use super::{Store, StoreError, parsed};
@@ -21,6 +21,22 @@ pub struct StoredLease {
     pub last_seen: i64,
     /// Counts reports.
     pub beat: i64,
+    /// How it stands, by its own word.
+    pub state: ShardState,
+    /// Its weight in the ring.
+    pub weight: u32,
+    /// Of the ring that it goes by.
+    pub epoch: u64,
+    /// Streams that go through it.
+    pub streams: u64,
+}
+
+impl StoredLease {
+    /// The part that decides about the ring at once; whether its beat moves is the other one.
+    #[must_use]
+    pub fn tells_of_ring(&self) -> (ShardState, u32, &[String]) {
+        (self.state, self.weight, &self.addresses)
+    }
 }
 
 impl Store {
@@ -31,11 +47,15 @@ impl Store {
     pub async fn leases(&self) -> Result<Vec<StoredLease>, StoreError> {
         const WHAT: &str = "a shard's lease";
         self.read(async {
-            const SQL: &str = "SELECT name, addresses, version, edges, last_seen, beat FROM shards ORDER BY name";
+            const SQL: &str = "SELECT name, addresses, version, edges, last_seen, beat, state, weight, epoch, streams \
+                               FROM shards ORDER BY name";
             let rows = sqlx::query(SQL).fetch_all(&self.pool).await?;
             rows.iter()
                 .map(|row| {
                     let json: String = row.try_get("addresses")?;
+                    let count = |column| -> Result<u64, sqlx::Error> {
+                        Ok(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or(0))
+                    };
                     Ok(StoredLease {
                         name: parsed(row, "name", WHAT)?,
                         addresses: serde_json::from_str(&json)
@@ -44,6 +64,10 @@ impl Store {
                         edges: row.try_get("edges")?,
                         last_seen: row.try_get("last_seen")?,
                         beat: row.try_get("beat")?,
+                        state: state_of(&row.try_get::<String, _>("state")?),
+                        weight: u32::try_from(count("weight")?).unwrap_or(u32::MAX),
+                        epoch: count("epoch")?,
+                        streams: count("streams")?,
                     })
                 })
                 .collect()
@@ -60,15 +84,21 @@ impl Store {
             .map_err(|e| StoreError::Damaged { what: "addresses", why: e.to_string() })?;
         self.read(async {
             sqlx::query(
-                "INSERT INTO shards (name, addresses, version, edges, last_seen, beat) VALUES ($1, $2, $3, $4, $5, 1) \
-                 ON CONFLICT (name) DO UPDATE SET addresses = excluded.addresses, version = excluded.version, \
-                 edges = excluded.edges, last_seen = excluded.last_seen, beat = shards.beat + 1",
+                "INSERT INTO shards (name, addresses, version, edges, last_seen, beat, state, weight, epoch, streams) \
+                 VALUES ($1, $2, $3, $4, $5, 1, $6, $7, $8, $9) ON CONFLICT (name) DO UPDATE SET \
+                 addresses = excluded.addresses, version = excluded.version, edges = excluded.edges, \
+                 last_seen = excluded.last_seen, beat = shards.beat + 1, state = excluded.state, \
+                 weight = excluded.weight, epoch = excluded.epoch, streams = excluded.streams",
             )
             .bind(lease.name.to_string())
             .bind(addresses)
             .bind(lease.version.clone())
             .bind(lease.edges)
             .bind(lease.last_seen)
+            .bind(state_word(lease.state))
+            .bind(i64::from(lease.weight))
+            .bind(i64::try_from(lease.epoch).unwrap_or(i64::MAX))
+            .bind(i64::try_from(lease.streams).unwrap_or(i64::MAX))
             .execute(&self.pool)
             .await?;
             Ok(())
@@ -87,4 +117,17 @@ impl Store {
         })
         .await
     }
+}
+
+const DRAINING: &str = "draining";
+
+const fn state_word(state: ShardState) -> &'static str {
+    match state {
+        ShardState::Serving => "serving",
+        ShardState::Draining => DRAINING,
+    }
+}
+
+fn state_of(word: &str) -> ShardState {
+    if word == DRAINING { ShardState::Draining } else { ShardState::Serving }
 }

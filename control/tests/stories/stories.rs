@@ -5,8 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use proto::{
     api::{
-        ApiCode, EdgeView, Enrolled, Presence, RenewFor, RenewRequest, ShardReport, ShardView, TokenCreated, TokenKind,
-        TokenRequest, TokenView, WatchEvent, WhoAmI,
+        ApiCode, EdgeView, Enrolled, Presence, RenewFor, RenewRequest, ShardReport, ShardState, ShardView,
+        TokenCreated, TokenKind, TokenRequest, TokenView, WatchEvent, WhoAmI,
     },
     join::{CaHash, JoinLine},
     message::Renew,
@@ -46,6 +46,21 @@ fn rule(name: &str) -> Rule {
     .unwrap()
 }
 
+/// The report of a shard without edges.
+pub(crate) fn serving(shard: &str) -> ShardReport {
+    ShardReport {
+        addresses: vec![format!("{shard}.test:7500")],
+        version: "1".into(),
+        state: ShardState::Serving,
+        weight: proto::ring::WEIGHT,
+        epoch: 0,
+        streams: 0,
+        full: false,
+        online: vec![],
+        offline: vec![],
+    }
+}
+
 fn report(shard: &str, edges: &[&str], full: bool) -> ShardReport {
     let online = edges.iter().map(|edge| Presence {
         edge: edge.parse().unwrap(),
@@ -58,7 +73,7 @@ fn report(shard: &str, edges: &[&str], full: bool) -> ShardReport {
         streams: 2,
     });
     let online = online.collect();
-    ShardReport { addresses: vec![format!("{shard}.test:7500")], version: "1".into(), full, online, offline: vec![] }
+    ShardReport { full, online, ..serving(shard) }
 }
 
 pub(crate) async fn the_first_start_makes_a_ca_and_a_way_in(kind: Kind) {
@@ -664,10 +679,10 @@ pub(crate) fn facts(der: &[u8]) -> CertFacts {
 /// Tells every story on a database.
 #[macro_export]
 macro_rules! on_each {
-    ($kind:expr; $($story:ident)*) => {
+    ($kind:expr, $module:ident; $($story:ident)*) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $story() {
-            $crate::stories::$story($kind).await;
+            $crate::$module::$story($kind).await;
         })*
     };
 }
@@ -676,7 +691,7 @@ macro_rules! on_each {
 #[macro_export]
 macro_rules! all_stories {
     ($kind:expr) => {
-        $crate::on_each! { $kind;
+        $crate::on_each! { $kind, stories;
             the_first_start_makes_a_ca_and_a_way_in
             an_edge_enrols_where_it_finds_the_ca_that_it_was_told_of
             every_token_that_is_refused_says_why
@@ -699,6 +714,10 @@ macro_rules! all_stories {
             slow_clients_are_cut_off
             readiness_and_metrics_are_told
             a_database_stays_with_its_mesh_and_its_ca
+        }
+        $crate::on_each! { $kind, ring;
+            the_ring_follows_what_shards_report
+            an_order_takes_a_shard_out_until_it_is_taken_back
         }
     };
 }

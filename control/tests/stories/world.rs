@@ -119,6 +119,18 @@ impl World {
         Self { control, config, dir, database: self.database.clone(), tasks }
     }
 
+    /// Another control on the same database and CA that can be killed.
+    pub(crate) async fn doomed(&self) -> Doomed {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = self.config.clone();
+        config.data_dir = dir.path().join("data");
+        let of_first = |file: &str| Some(self.config.data_dir.join(file));
+        (config.ca.cert, config.ca.key) = (of_first("ca.pem"), of_first("ca.key"));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let control = runtime.spawn(start(config, Tasks::new())).await.unwrap().unwrap();
+        Doomed { control, runtime, _dir: dir }
+    }
+
     /// Stops it as a signal would, and starts it again.
     pub(crate) async fn restarted(self, change: impl FnOnce(&mut ControlConfig)) -> Self {
         let Self { control, mut config, dir, database, tasks } = self;
@@ -180,6 +192,25 @@ impl World {
         };
         let enrolled = ApiClient::enrol(join, &request).await?;
         Ok(Member::new(&self.address(), key, &enrolled))
+    }
+}
+
+/// A control that is not going to end well.
+#[derive(Debug)]
+pub(crate) struct Doomed {
+    pub(crate) control: Control,
+    runtime: tokio::runtime::Runtime,
+    _dir: TempDir,
+}
+
+impl Doomed {
+    pub(crate) fn address(&self) -> HostPort {
+        self.control.api_addr.to_string().parse().unwrap()
+    }
+
+    /// From one moment to the next nothing of it runs any more.
+    pub(crate) fn kill(self) {
+        self.runtime.shutdown_background();
     }
 }
 

@@ -15,7 +15,7 @@ use runtime::{
     access::AccessWriter,
     admin::Ready,
     identity::Credentials,
-    link::quic::{self, Listener},
+    link::quic::{self, Dialer, Listener},
     shutdown::Tasks,
     tls::{LiveIdentity, TrustBundle},
 };
@@ -85,8 +85,10 @@ impl ShardSeat {
         let (renewals, _) = mpsc::channel(1);
         let doors = DoorsConfig { proxy: None, http: None, https: None, ..DoorsConfig::default() };
         let config = ShardConfig { doors, drain_secs: layout.drain_secs, ..ShardConfig::default() };
+        let client = mesh_cloud::peer_config(&identity, bundle, &mesh_cloud::peer_limits())?;
         let parts = Parts {
             shard: self.id.clone(),
+            peers: Dialer::from_endpoint(endpoint.clone(), client, &mesh_cloud::peer_limits()),
             identity,
             bundle: bundle.clone(),
             listener: Listener::from_endpoint(endpoint, &limits),

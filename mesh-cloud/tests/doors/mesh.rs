@@ -13,7 +13,7 @@ use mesh_cloud::{
     endpoint_config,
     live::LiveCredentials,
     metrics::Metrics,
-    start_with,
+    peer_config, peer_limits, start_with,
     state::MeshState,
 };
 use prometheus::Registry as Families;
@@ -100,8 +100,14 @@ impl Mesh {
         let ca = TestCa::new();
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let doors = DoorsConfig { proxy: Some(local), http: Some(local), https: Some(local), ..DoorsConfig::default() };
-        let mut config =
-            ShardConfig { listen: local, domain: "mesh.test".into(), doors, drain_secs: 5, ..ShardConfig::default() };
+        let mut config = ShardConfig {
+            listen: local,
+            domain: "mesh.test".into(),
+            doors,
+            drain_secs: 5,
+            linger_secs: 0,
+            ..ShardConfig::default()
+        };
         change(&mut config);
         let identity = LiveIdentity::new(&ca.issue("shard/s1")).unwrap();
         let endpoint = endpoint_config(&identity, &ca.bundle(), &limits()).unwrap();
@@ -121,6 +127,7 @@ impl Mesh {
         let live = LiveCredentials::default();
         let parts = Parts {
             shard: "s1".parse().unwrap(),
+            peers: Dialer::new(peer_config(&identity, &ca.bundle(), &peer_limits()).unwrap(), &peer_limits()),
             identity,
             bundle: ca.bundle(),
             listener: Listener::bind(config.listen, endpoint, &limits()).unwrap(),

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +17,7 @@ use quinn::{
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{EndCause, Link, LinkEnd};
+use super::{ConnectedSocket, EndCause, Link, LinkEnd, Own, SignSender};
 use crate::tls;
 
 /// What a link may use. Every limit is set here; none is left to a library's default.
@@ -271,14 +271,15 @@ impl Arriving {
     pub async fn accept(self) -> Result<Link, LinkEnd> {
         let connecting = self.incoming.accept().map_err(|e| LinkEnd::from_connection(&e))?;
         let connection = within(self.limits.handshake, connecting).await?;
-        link_of(connection, &self.limits)
+        link_of(connection, &self.limits, None)
     }
 }
 
 /// Where a dialer's sockets come from.
 #[derive(Clone, Debug)]
 enum Sockets {
-    /// A new one, with a new source port, for each try: a path that some middlebox has given up is not tried twice.
+    /// A new one, with a new source port, for each try: a path that some middlebox has given up is not tried twice. It
+    /// is connected, so that what the network says about the other side is heard.
     PerDial,
     /// One endpoint for all, as simulations do.
     Shared(Endpoint),
@@ -317,23 +318,41 @@ impl Dialer {
     /// # Errors
     /// If there is no way, no answer, or no trust.
     pub async fn dial(&self, address: SocketAddr, name: &str) -> Result<Link, LinkEnd> {
-        let endpoint = match &self.sockets {
-            Sockets::Shared(endpoint) => endpoint.clone(),
-            Sockets::PerDial => client_endpoint(address).map_err(|e| LinkEnd::new(EndCause::NoRoute, e.to_string()))?,
+        let no_route = |e: &dyn std::error::Error| LinkEnd::new(EndCause::NoRoute, e.to_string());
+        let dial =
+            |endpoint: &Endpoint| endpoint.connect_with(self.config.clone(), address, name).map_err(|e| no_route(&e));
+        let own = match &self.sockets {
+            Sockets::Shared(endpoint) => {
+                let connection = within(self.limits.handshake, dial(endpoint)?).await?;
+                return link_of(connection, &self.limits, None);
+            }
+            Sockets::PerDial => Own::open(address).map_err(|e| no_route(&e))?,
         };
-        let connecting = endpoint
-            .connect_with(self.config.clone(), address, name)
-            .map_err(|e| LinkEnd::new(EndCause::NoRoute, e.to_string()))?;
-        link_of(within(self.limits.handshake, connecting).await?, &self.limits)
+        let connecting = dial(&own.endpoint)?;
+        let connection = tokio::select! {
+            biased;
+            connection = within(self.limits.handshake, connecting) => connection?,
+            end = own.refused(address) => return Err(end),
+        };
+        link_of(connection, &self.limits, Some(own))
     }
 }
 
-fn client_endpoint(peer: SocketAddr) -> io::Result<Endpoint> {
-    let any = match peer {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    Endpoint::new(EndpointConfig::default(), None, udp_socket(any)?, Arc::new(TokioRuntime))
+impl Own {
+    fn open(peer: SocketAddr) -> io::Result<Self> {
+        let signs = SignSender::default();
+        let socket = Arc::new(ConnectedSocket::open(peer, Arc::clone(&signs))?);
+        let config = EndpointConfig::default();
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
+        Ok(Self { endpoint, signs })
+    }
+
+    /// Waits until the other host says that nobody listens there: an attempt need not wait any longer then.
+    async fn refused(&self, address: SocketAddr) -> LinkEnd {
+        // The sender is held by self.
+        let _ = self.signs.subscribe().wait_for(|signs| signs.refused > 0).await;
+        LinkEnd::new(EndCause::NobodyListens, format!("{address} sent ICMP port unreachable"))
+    }
 }
 
 async fn within(deadline: Duration, connecting: quinn::Connecting) -> Result<Connection, LinkEnd> {
@@ -344,10 +363,10 @@ async fn within(deadline: Duration, connecting: quinn::Connecting) -> Result<Con
     }
 }
 
-fn link_of(connection: Connection, limits: &LinkLimits) -> Result<Link, LinkEnd> {
+fn link_of(connection: Connection, limits: &LinkLimits, own: Option<Own>) -> Result<Link, LinkEnd> {
     let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     match tls::peer_facts(chain.as_deref().map(Vec::as_slice)) {
-        Ok(Some(facts)) => Ok(Link::new(connection, Arc::new(facts), limits.stalled_streams())),
+        Ok(Some(facts)) => Ok(Link::new(connection, Arc::new(facts), limits.stalled_streams(), own)),
         Ok(None) => Err(refuse(&connection, "no certificate")),
         Err(e) => Err(refuse(&connection, &e.to_string())),
     }
