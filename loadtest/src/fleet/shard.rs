@@ -41,12 +41,13 @@ impl Shard {
         let ports = ports::free(5)?;
         let at = |i: usize| SocketAddr::from(([127, 0, 0, 1], ports[i]));
         let (mesh, admin) = (at(0), at(1));
-        let _ = controls;
+        let controls: Vec<_> = controls.iter().map(|address| format!("'{address}'")).collect();
         let config = format!(
             "data_dir = '{}'\nname = '{name}'\nlisten = '{mesh}'\nadvertise = ['{mesh}']\nadmin = '{admin}'\n\
-             access = 'off'\ndrain_secs = {}\n[doors]\nproxy = '{}'\nhttp = '{}'\nhttps = '{}'\n",
+             access = 'off'\ndrain_secs = {}\ncontrol = [{}]\n[doors]\nproxy = '{}'\nhttp = '{}'\nhttps = '{}'\n",
             folder.join(name).display(),
             drain.as_secs(),
+            controls.join(", "),
             at(2),
             at(3),
             at(4),
