@@ -38,7 +38,9 @@ use self::{
 /// How often it is looked whether something has come to pass.
 const LOOK: Duration = Duration::from_millis(50);
 /// How often control is asked where all edges are, which costs it something.
-const ASK: Duration = Duration::from_millis(500);
+const ASK: Duration = Duration::from_millis(300);
+/// How long an edge may keep an old tunnel after its last stream there has ended.
+pub(crate) const RETIRED: Duration = Duration::from_secs(15);
 /// How long a process may take to start.
 const START: Duration = Duration::from_secs(30);
 /// How long tokens are good, in seconds.
@@ -222,7 +224,7 @@ impl Fleet {
         let shard = Shard::start(&name, &line, &controls, (self.folder.path(), self.plan.drain))?;
         let (admin, mesh) = (shard.admin, shard.mesh);
         self.shards.push(shard);
-        until("the shard is ready", START, async || Ok(http::page(admin, "/readyz").await.is_ok())).await?;
+        until("the new shard is ready", START, async || Ok(http::page(admin, "/readyz").await.is_ok())).await?;
         let number = self.ways.add(&name, mesh).await;
         ensure!(number + 1 == self.shards.len(), "shards and ways are counted alike");
         Ok(number)
@@ -276,23 +278,32 @@ impl Fleet {
         Ok(Some(self.names.len().saturating_sub(edges.iter().filter(at_home).count())))
     }
 
-    /// Waits until every edge is at its owner, in a ring of so many members, and nobody has two tunnels. Returns how
-    /// long that took.
+    /// Waits until every edge is at its owner, as control says, in a ring of so many members. Returns how long that
+    /// took. An edge may still have an old tunnel for streams that have not ended.
     pub(crate) async fn settled(&self, members: usize, deadline: Duration) -> anyhow::Result<Duration> {
         let begun = Instant::now();
-        let mut asked = None;
-        until("every edge is at its owner", deadline, async || {
-            // What shards count is cheap to ask and tells when to ask control.
-            if self.tunnels(true).await? != self.names.len() as u64
-                || asked.is_some_and(|asked: Instant| asked.elapsed() < ASK)
-            {
-                return Ok(false);
-            }
-            asked = Some(Instant::now());
-            Ok(self.misplaced(members).await? == Some(0))
+        let mut last = None;
+        let done = until("every edge is at its owner", deadline, async || {
+            sleep(ASK).await;
+            last = self.misplaced(members).await?;
+            Ok(last == Some(0))
         })
-        .await?;
+        .await;
+        done.with_context(|| match last {
+            Some(misplaced) => format!("{misplaced} of {} edges are elsewhere", self.names.len()),
+            None => format!("the ring has not {members} members"),
+        })?;
         Ok(begun.elapsed())
+    }
+
+    /// Waits until every edge has one tunnel, and returns how many there are for each in the end.
+    pub(crate) async fn tunnels_per_edge(&self, deadline: Duration) -> anyhow::Result<f64> {
+        let wanted = self.names.len() as u64;
+        // How many there are is what is asked for, whether it came to pass or not.
+        let _ = until("every edge has one tunnel", deadline, async || Ok(self.tunnels(false).await? == wanted)).await;
+        #[allow(clippy::cast_precision_loss, reason = "some thousands")]
+        let each = self.tunnels(false).await? as f64 / wanted.max(1) as f64;
+        Ok(each)
     }
 
     /// Tunnels of all shards that run; shards that cannot be asked count as none if that may be.

@@ -40,6 +40,11 @@ impl Report {
         self.goal(what, "0".into(), count.to_string(), count == 0);
     }
 
+    /// Exactly one tunnel for each edge.
+    pub(crate) fn one_tunnel(&mut self, per_edge: f64) {
+        self.goal("tunnels of an edge, at rest", "1".into(), plain(per_edge), (per_edge - 1.0).abs() < 1e-9);
+    }
+
     /// Any other goal.
     pub(crate) fn goal(&mut self, what: &str, goal: String, figure: String, met: bool) {
         self.goals.push(Goal { what: what.to_owned(), goal, figure, met });

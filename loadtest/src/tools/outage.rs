@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{self, Fleet, Plan, http::Figures, load, report::Report};
+use crate::fleet::{self, Fleet, Plan, RETIRED, http::Figures, load, report::Report};
 
 /// How long anything may take before the run gives up.
 const GIVE_UP: Duration = Duration::from_secs(120);
@@ -103,11 +103,11 @@ async fn measure(fleet: &mut Fleet, args: &OutageArgs) -> anyhow::Result<Report>
     let ended = Instant::now();
     let rest = fleet.settled(members, GIVE_UP).await?;
     fleet.note(format_args!("every edge is at its owner {:.1} s later", rest.as_secs_f64()));
-    let per_edge = fleet.tunnels(false).await? as f64 / fleet.names.len() as f64;
     stop.cancel();
     looking.await?;
     let requests = load.requests(begun..ended);
     let outcomes = load.stop().await;
+    let per_edge = fleet.tunnels_per_edge(RETIRED).await?;
     let seen = std::mem::take(&mut *seen.lock());
 
     let mut report = Report::default();
@@ -115,7 +115,7 @@ async fn measure(fleet: &mut Fleet, args: &OutageArgs) -> anyhow::Result<Report>
     report.none("requests that failed", outcomes.failed);
     report.none("times that a shard's epoch went back", seen.backwards.len());
     report.none("edges with two owners that answer", usize::try_from(seen.double)?);
-    report.goal("tunnels of an edge", "1".into(), format!("{per_edge:.3}"), (per_edge - 1.0).abs() < 1e-9);
+    report.one_tunnel(per_edge);
     for backwards in &seen.backwards {
         report.note(backwards, "");
     }

@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use clap::Args;
 use tokio::time::{Instant, sleep};
 
-use crate::fleet::{self, Fleet, Plan, load, report::Report};
+use crate::fleet::{self, Fleet, Plan, RETIRED, load, report::Report};
 
 /// How long anything may take before the run gives up.
 const GIVE_UP: Duration = Duration::from_secs(180);
@@ -80,11 +80,13 @@ async fn measure(fleet: &mut Fleet, args: &RollingArgs) -> anyhow::Result<Report
     let used = fleet.cpu().since(&cpu);
     let (before, during) = (load.requests(quiet..changed), load.requests(changed..settled));
     let outcomes = load.stop().await;
+    let per_edge = fleet.tunnels_per_edge(RETIRED).await?;
     let (ratio, seconds) = (during.p99_over(&before), settled.duration_since(changed).as_secs_f64());
 
     let mut report = Report::default();
     report.none("streams that broke though they ended in time", outcomes.broken);
     report.none("requests that failed", outcomes.failed);
+    report.one_tunnel(per_edge);
     report.note("p99 of new streams, during over before", format_args!("{ratio:.2}"));
     report.note("all restarted, every edge at its owner", format_args!("{seconds:.1} s"));
     report.note("new streams before", before);

@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::time::{Instant, sleep};
 
 use crate::fleet::{
-    self, Fleet, Plan,
+    self, Fleet, Plan, RETIRED,
     load::{self, Load},
     report::Report,
 };
@@ -68,11 +68,13 @@ async fn measure(fleet: &mut Fleet, args: &ScaleOutArgs) -> anyhow::Result<Repor
     sleep(AFTER).await;
     let (before, during) = (load.requests(quiet..changed), load.requests(changed..settled));
     let outcomes = load.stop().await;
+    let per_edge = fleet.tunnels_per_edge(RETIRED).await?;
     let (ratio, seconds) = (during.p99_over(&before), settled.duration_since(changed).as_secs_f64());
 
     let mut report = Report::default();
     report.none("streams that broke", outcomes.broken);
     report.none("requests that failed", outcomes.failed);
+    report.one_tunnel(per_edge);
     report.at_most("p99 of new streams, during over before", ratio, GOALS.1, "");
     report.at_most("every edge at its owner after", seconds, GOALS.0, " s");
     report.note("new streams before", before);
