@@ -2,16 +2,24 @@
 //!
 //! All known addresses are tried in turn, one right after the other; only a whole round without luck makes a pause,
 //! which grows. A shard that asked to be left alone for a while is left alone for that while.
+//!
+//! Where the shard behind an address is known, it is also noted which shards are of no use for a while ([`Avoid`]). They
+//! are asked last, and every shard that is asked is told of them, so that it does not send the edge there.
 
 use std::{collections::VecDeque, time::Duration};
 
 use proto::{
     backoff::Backoff,
     code::{CloseCode, Retry},
+    id::ShardId,
     message::{Candidate, Refuse},
 };
 use runtime::link::{EndCause, LinkEnd};
 use tokio::time::Instant;
+
+use self::avoid::{Avoid, Why};
+
+mod avoid;
 
 /// Redirects that are followed in a row.
 const MAX_REDIRECTS: u8 = 3;
@@ -19,6 +27,17 @@ const MAX_REDIRECTS: u8 = 3;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Pause after a problem that only people can solve.
 const SLOW: Duration = Duration::from_secs(60);
+/// How long a shard is avoided none of whose addresses could be reached.
+const UNREACHED: Duration = Duration::from_secs(60);
+/// How long a shard is avoided whose link died without a word.
+const DIED: Duration = Duration::from_secs(15);
+/// Spread of the edges that all lost the same shard, and know where to go.
+const AT_ONCE: Duration = Duration::from_millis(200);
+/// How long a shard that fell silent has for one more try: it may only have been the path, or an address of ours.
+const QUICK: Duration = Duration::from_secs(2);
+/// Losses within a time that are followed without the pause that grows: a shard that takes an edge and loses it at once
+/// must not make it run in circles.
+const HASTE: (usize, Duration) = (3, Duration::from_secs(30));
 
 /// What became of a step.
 #[derive(Clone, Debug)]
@@ -40,20 +59,49 @@ pub struct Step {
     pub address: String,
     /// How long to wait before.
     pub delay: Duration,
+    /// How long the whole attempt may take; `None` leaves it to its parts.
+    pub within: Option<Duration>,
+}
+
+/// An address, with the shard behind it where it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    address: String,
+    shard: Option<ShardId>,
+}
+
+fn places_of(candidates: &[Candidate]) -> impl Iterator<Item = Place> {
+    candidates.iter().flat_map(|c| {
+        c.addresses.iter().map(|address| Place { address: address.clone(), shard: Some(c.shard.clone()) })
+    })
 }
 
 /// Where to go next, and when; what it goes by is in the head of this module.
 #[derive(Clone, Debug)]
 pub struct Course {
-    bootstrap: Vec<String>,
-    places: Vec<String>,
+    bootstrap: Vec<Place>,
+    places: Vec<Place>,
     next: usize,
     tried: usize,
-    detour: VecDeque<String>,
+    /// Passed over in this round, because their shards are avoided.
+    spare: VecDeque<Place>,
+    /// To be tried before the round goes on, and all that there were.
+    detour: VecDeque<Place>,
+    detour_was: Vec<Place>,
     redirects: u8,
-    resting: Vec<(String, Instant)>,
+    resting: Vec<(Place, Instant)>,
+    avoid: Avoid,
+    /// Addresses that could not be reached in this round.
+    unreached: Vec<String>,
+    /// Somebody answered in this round.
+    answered: bool,
     floor: Duration,
-    last: String,
+    last: Place,
+    /// Where the tunnel is.
+    present: Option<Place>,
+    /// The present step is the one more try.
+    quick: bool,
+    hasty: VecDeque<Instant>,
     backoff: Backoff,
 }
 
@@ -61,17 +109,29 @@ impl Course {
     /// Begins with these addresses; `None` if there is none.
     #[must_use]
     pub fn new(bootstrap: Vec<String>) -> Option<Self> {
+        Self::through(bootstrap.into_iter().map(|address| Place { address, shard: None }).collect())
+    }
+
+    fn through(bootstrap: Vec<Place>) -> Option<Self> {
         let last = bootstrap.first()?.clone();
         Some(Self {
             places: bootstrap.clone(),
             bootstrap,
             next: 0,
             tried: 0,
+            spare: VecDeque::new(),
             detour: VecDeque::new(),
+            detour_was: Vec::new(),
             redirects: 0,
             resting: Vec::new(),
+            avoid: Avoid::default(),
+            unreached: Vec::new(),
+            answered: false,
             floor: Duration::ZERO,
             last,
+            present: None,
+            quick: false,
+            hasty: VecDeque::new(),
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
         })
     }
@@ -82,82 +142,177 @@ impl Course {
         Step { delay: step.delay.max(delay), ..step }
     }
 
-    /// A tunnel serves: from now on its shard's candidates come first.
-    pub fn arrived(&mut self, candidates: &[Candidate]) {
-        let known = candidates.iter().flat_map(|c| &c.addresses).chain(&self.bootstrap);
-        let mut places: Vec<String> = Vec::new();
-        for address in known {
-            if !places.contains(address) {
-                places.push(address.clone());
+    /// The shards that the next one is to be told of, because this edge has no use for them.
+    #[must_use]
+    pub fn avoided(&self, now: Instant) -> Vec<ShardId> {
+        self.avoid.list(now)
+    }
+
+    /// A tunnel to this shard serves, at the address of the last step: from now on its candidates come first.
+    pub fn arrived(&mut self, shard: &ShardId, candidates: &[Candidate]) {
+        self.avoid.take_off(shard);
+        self.last.shard = Some(shard.clone());
+        let present = self.last.clone();
+        self.learn(&present);
+        let mut places: Vec<Place> = Vec::new();
+        for place in places_of(candidates).chain(self.bootstrap.iter().cloned()) {
+            if !places.iter().any(|p| p.address == place.address) {
+                places.push(place);
             }
         }
         self.places = places;
-        (self.next, self.tried, self.redirects, self.floor) = (0, 0, 0, Duration::ZERO);
+        self.present = Some(present);
+        (self.redirects, self.floor, self.quick) = (0, Duration::ZERO, false);
         self.detour.clear();
+        self.detour_was.clear();
+        self.begin();
     }
 
-    /// A course for leaving the tunnel at `present` towards these candidates, or, if there are none, towards whoever
-    /// else is known; `None` if nobody is.
+    /// A course for leaving the present tunnel towards these candidates, or, if there are none, towards whoever else is
+    /// known; `None` if nobody is.
     #[must_use]
-    pub fn aside(&self, to: &[Candidate], present: &str) -> Option<Self> {
-        let ordered: Vec<String> = to.iter().flat_map(|c| c.addresses.clone()).collect();
-        if !ordered.is_empty() {
-            return Self::new(ordered);
+    pub fn aside(&self, to: &[Candidate]) -> Option<Self> {
+        let mut places: Vec<_> = places_of(to).collect();
+        if places.is_empty() {
+            let here = self.present.as_ref().map(|present| &present.address);
+            places = self.places.iter().filter(|place| Some(&place.address) != here).cloned().collect();
         }
-        Self::new(self.places.iter().filter(|a| *a != present).cloned().collect())
+        let aside = Self::through(places)?;
+        Some(Self { avoid: self.avoid.clone(), resting: self.resting.clone(), ..aside })
     }
 
     /// The edge left a tunnel for the one that this course found: what was known before stays known.
     pub fn returned(&mut self, aside: Self) {
-        let bootstrap = std::mem::take(&mut self.bootstrap);
-        let others: Vec<_> = bootstrap.iter().filter(|b| !aside.places.contains(b)).cloned().collect();
-        *self = Self { bootstrap, ..aside };
+        let (bootstrap, hasty) = (std::mem::take(&mut self.bootstrap), std::mem::take(&mut self.hasty));
+        let known = |place: &&Place| aside.places.iter().any(|p| p.address == place.address);
+        let others: Vec<_> = bootstrap.iter().filter(|b| !known(b)).cloned().collect();
+        *self = Self { bootstrap, hasty, ..aside };
         self.places.extend(others);
     }
 
-    /// Tries these first at the next step: the tunnel broke while the edge was on its way to them.
-    pub fn prefer(&mut self, to: &[Candidate]) {
-        self.detour = to.iter().flat_map(|c| c.addresses.clone()).collect();
+    /// The edge stays, because nobody on that course took it. Those who were `missed` had all the time there was.
+    pub fn stayed(&mut self, aside: Self, missed: &[Candidate], now: Instant) {
+        (self.avoid, self.resting) = (aside.avoid, aside.resting);
+        for candidate in missed {
+            self.avoid.add(&candidate.shard, Why::Unreached, now, UNREACHED);
+        }
     }
 
-    /// The refusal that is told next came from this address.
-    pub fn was_at(&mut self, address: &str) {
-        address.clone_into(&mut self.last);
+    /// A shard asked to be left, and is gone after this time.
+    pub fn leaves(&mut self, shard: &ShardId, now: Instant, time: Duration) {
+        self.avoid.add(shard, Why::Asked, now, time);
+    }
+
+    /// Tries these first at the next step: the tunnel broke while the edge was on its way to them.
+    pub fn prefer(&mut self, to: &[Candidate], now: Instant) {
+        self.detour = places_of(to).filter(|place| !self.avoids(place, now)).collect();
+        self.detour_was = self.detour.iter().cloned().collect();
+    }
+
+    /// The refusal that is told next came from the tunnel that served.
+    pub fn was_present(&mut self) {
+        if let Some(present) = &self.present {
+            self.last.clone_from(present);
+        }
     }
 
     /// What to do next; `random` is uniform in `[0, 1)`.
     pub fn step(&mut self, outcome: &Outcome, now: Instant, random: f64) -> Step {
+        let quick = std::mem::take(&mut self.quick);
         match outcome {
             Outcome::Redirected(to) if self.redirects < MAX_REDIRECTS && !to.addresses.is_empty() => {
+                self.answered = true;
                 self.redirects += 1;
-                self.detour = to.addresses.iter().cloned().collect();
+                self.detour_was = places_of(std::slice::from_ref(to)).collect();
+                self.detour = self.detour_was.iter().cloned().collect();
+                for place in self.detour_was.clone() {
+                    self.learn(&place);
+                }
             }
             Outcome::Redirected(_) => {
                 // The shards disagree. A pause gives them time, and the search begins anew.
-                self.detour.clear();
-                self.tried = self.places.len();
+                self.answered = true;
+                self.end_round();
             }
-            Outcome::Failed(end) => self.mind(end.cause),
+            Outcome::Failed(end) => {
+                self.mind(end.cause);
+                if end.cause == EndCause::Closed(CloseCode::Overloaded) {
+                    self.refused(CloseCode::Overloaded, None, now, random);
+                } else if !could_not_reach(end.cause) {
+                    self.answered = true;
+                } else if !quick {
+                    self.could_not_reach_last(now);
+                }
+            }
             Outcome::Refused(refuse) => {
                 self.mind(EndCause::Closed(refuse.code));
-                let asked = refuse.retry_after.unwrap_or_else(|| pause(refuse.code));
-                // Never earlier than asked, and a crowd that was asked the same comes back spread out.
-                self.resting.push((self.last.clone(), now + asked.mul_f64(1.0 + random / 4.0)));
+                self.refused(refuse.code, refuse.retry_after, now, random);
             }
-            Outcome::Lost(end, lived) => {
-                self.backoff.link_lived(*lived);
-                (self.next, self.tried) = (0, 0);
-                self.mind(end.cause);
-                let step = self.advance(now, random);
-                let jitter = if leaves_in_order(end.cause) {
-                    BACKOFF.0.mul_f64(random)
-                } else {
-                    self.backoff.next_delay(random)
-                };
-                return Step { delay: step.delay.max(jitter), ..step };
-            }
+            Outcome::Lost(end, lived) => return self.lost(end.cause, *lived, now, random),
         }
         self.advance(now, random)
+    }
+
+    fn lost(&mut self, cause: EndCause, lived: Duration, now: Instant, random: f64) -> Step {
+        self.backoff.link_lived(lived);
+        self.begin();
+        self.mind(cause);
+        let (present, loss) = (self.present.take(), Loss::of(cause));
+        let why = match loss {
+            Loss::Dead => Some(Why::Died),
+            // It may be this machine that nothing reaches.
+            Loss::Silent => Some(Why::Unreached),
+            Loss::Ordered | Loss::Other => None,
+        };
+        if let (Some(why), Some(shard)) = (why, present.as_ref().and_then(|p| p.shard.as_ref())) {
+            self.avoid.add(shard, why, now, DIED);
+        }
+        let spread = match loss {
+            Loss::Dead | Loss::Silent if self.may_haste(now) => AT_ONCE.mul_f64(random),
+            Loss::Ordered if self.may_haste(now) => BACKOFF.0.mul_f64(random),
+            Loss::Dead | Loss::Silent | Loss::Ordered | Loss::Other => self.backoff.next_delay(random),
+        };
+        let step = match present {
+            // Whoever was on the way to another shard goes there.
+            Some(present) if loss == Loss::Silent && self.detour.is_empty() => {
+                self.quick = true;
+                let rest = self.rest(&present, now);
+                Step { within: Some(QUICK), ..self.go(present, rest) }
+            }
+            Some(_) | None => self.advance(now, random),
+        };
+        Step { delay: step.delay.max(spread), ..step }
+    }
+
+    fn refused(&mut self, code: CloseCode, retry_after: Option<Duration>, now: Instant, random: f64) {
+        self.answered = true;
+        // Never earlier than asked, and a crowd that was asked the same comes back spread out.
+        let rest = retry_after.unwrap_or_else(|| pause(code)).mul_f64(1.0 + random / 4.0);
+        self.resting.push((self.last.clone(), now + rest));
+        if let (CloseCode::Overloaded, Some(shard)) = (code, &self.last.shard) {
+            self.avoid.add(shard, Why::Asked, now, rest);
+        }
+    }
+
+    fn may_haste(&mut self, now: Instant) -> bool {
+        self.hasty.retain(|at| now - *at < HASTE.1);
+        let may = self.hasty.len() < HASTE.0;
+        if may {
+            self.hasty.push_back(now);
+        }
+        may
+    }
+
+    /// Notes that the address of the last step is of no use, and, if it was the last one of a shard, that the shard is.
+    fn could_not_reach_last(&mut self, now: Instant) {
+        if !self.unreached.contains(&self.last.address) {
+            self.unreached.push(self.last.address.clone());
+        }
+        let Some(shard) = &self.last.shard else { return };
+        let mut known = self.detour_was.iter().chain(&self.places).filter(|place| place.shard.as_ref() == Some(shard));
+        if known.all(|place| self.unreached.contains(&place.address)) {
+            self.avoid.add(shard, Why::Unreached, now, UNREACHED);
+        }
     }
 
     /// Takes note of what only people can change. If it is about this edge and not about one shard, the round is over.
@@ -166,50 +321,147 @@ impl Course {
             self.floor = SLOW;
         }
         if about_this_edge(cause) {
-            self.detour.clear();
-            self.tried = self.places.len();
+            self.end_round();
         }
+    }
+
+    fn begin(&mut self) {
+        (self.next, self.tried, self.answered) = (0, 0, false);
+        self.spare.clear();
+        self.unreached.clear();
+    }
+
+    fn end_round(&mut self) {
+        self.detour.clear();
+        self.spare.clear();
+        self.tried = self.places.len();
     }
 
     fn advance(&mut self, now: Instant, random: f64) -> Step {
         self.resting.retain(|(_, until)| *until > now);
-        if let Some(address) = self.detour.pop_front() {
-            return self.go(address.clone(), self.rest(&address, now));
+        if let Some(place) = self.detour.pop_front() {
+            let rest = self.rest(&place, now);
+            return self.go(place, rest);
         }
         self.redirects = 0;
         while self.tried < self.places.len() {
-            let address = self.take();
-            if self.rest(&address, now).is_zero() {
-                return self.go(address, Duration::ZERO);
+            let place = self.take();
+            if !self.rest(&place, now).is_zero() {
+                continue;
             }
+            if !self.avoids(&place, now) {
+                return self.go(place, Duration::ZERO);
+            }
+            self.spare.push_back(place);
         }
+        if let Some(place) = self.spare.pop_front() {
+            return self.go(place, Duration::ZERO);
+        }
+        self.pause(now, random)
+    }
+
+    /// A whole round was without luck.
+    fn pause(&mut self, now: Instant, random: f64) -> Step {
+        if !self.answered {
+            self.avoid.forgive_unreached();
+        }
+        self.answered = false;
+        self.unreached.clear();
         let pause = self.backoff.next_delay(random).max(std::mem::take(&mut self.floor));
         self.tried = 0;
-        // The round is over: the one that wants to rest least comes first, and of equals the next in turn.
-        let soonest = (0..self.places.len())
-            .map(|i| (self.next + i) % self.places.len())
-            .min_by_key(|&i| self.rest(&self.places[i], now).max(pause));
+        // The one that wants to rest least comes first, and of equals the next in turn.
+        let soonest = (0..self.places.len()).map(|i| (self.next + i) % self.places.len()).min_by_key(|&i| {
+            let place = &self.places[i];
+            (self.rest(place, now).max(pause), self.avoids(place, now + pause))
+        });
         self.next = soonest.unwrap_or(self.next);
-        let address = self.take();
-        let delay = self.rest(&address, now).max(pause);
-        self.go(address, delay)
+        let place = self.take();
+        let delay = self.rest(&place, now).max(pause);
+        self.go(place, delay)
     }
 
-    fn take(&mut self) -> String {
-        let address = self.places[self.next].clone();
+    fn take(&mut self) -> Place {
+        let place = self.places[self.next].clone();
         self.next = (self.next + 1) % self.places.len();
         self.tried += 1;
-        address
+        place
     }
 
-    fn rest(&self, address: &str, now: Instant) -> Duration {
-        let rests = self.resting.iter().filter(|(a, _)| a == address);
+    fn avoids(&self, place: &Place, now: Instant) -> bool {
+        place.shard.as_ref().is_some_and(|shard| self.avoid.has(shard, now))
+    }
+
+    fn rest(&self, place: &Place, now: Instant) -> Duration {
+        let same =
+            |other: &Place| other.address == place.address || (other.shard.is_some() && other.shard == place.shard);
+        let rests = self.resting.iter().filter(|(other, _)| same(other));
         rests.map(|(_, until)| *until - now).max().unwrap_or_default()
     }
 
-    fn go(&mut self, address: String, delay: Duration) -> Step {
-        self.last.clone_from(&address);
-        Step { address, delay }
+    /// Who is behind an address that may be known by itself.
+    fn learn(&mut self, known: &Place) {
+        for place in self.bootstrap.iter_mut().chain(&mut self.places) {
+            if place.address == known.address {
+                place.shard.clone_from(&known.shard);
+            }
+        }
+    }
+
+    fn go(&mut self, place: Place, delay: Duration) -> Step {
+        self.last = place;
+        Step { address: self.last.address.clone(), delay, within: None }
+    }
+}
+
+/// How a tunnel ended, as far as it says where to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    /// The shard is certainly no more.
+    Dead,
+    /// Nothing comes from it.
+    Silent,
+    /// It closed the link in good order, so that another one is expected to serve right away.
+    Ordered,
+    /// Anything else.
+    Other,
+}
+
+impl Loss {
+    const fn of(cause: EndCause) -> Self {
+        use CloseCode as C;
+        match cause {
+            EndCause::NobodyListens | EndCause::PeerRestarted => Self::Dead,
+            EndCause::TimedOut => Self::Silent,
+            EndCause::Closed(C::Shutdown | C::Drained | C::Moved | C::Redirected) => Self::Ordered,
+            EndCause::Closed(_)
+            | EndCause::Local
+            | EndCause::NoRoute
+            | EndCause::NameUnknown
+            | EndCause::WrongCa
+            | EndCause::PeerExpired
+            | EndCause::WrongPeer
+            | EndCause::Distrusted
+            | EndCause::Expired
+            | EndCause::NoCommonVersion
+            | EndCause::Transport => Self::Other,
+        }
+    }
+}
+
+/// Whether an attempt says that this edge has no way to a shard, or no use for it.
+const fn could_not_reach(cause: EndCause) -> bool {
+    match cause {
+        EndCause::TimedOut
+        | EndCause::NobodyListens
+        | EndCause::PeerRestarted
+        | EndCause::NoRoute
+        | EndCause::NameUnknown
+        | EndCause::WrongCa
+        | EndCause::PeerExpired
+        | EndCause::WrongPeer
+        | EndCause::NoCommonVersion
+        | EndCause::Transport => true,
+        EndCause::Local | EndCause::Closed(_) | EndCause::Distrusted | EndCause::Expired => false,
     }
 }
 
@@ -226,12 +478,6 @@ const fn about_this_edge(cause: EndCause) -> bool {
     matches!(cause, EndCause::Closed(C::Revoked | C::NameMismatch | C::WrongRole | C::DuplicateIdentity))
 }
 
-/// Whether the shard closed the link in good order, so that another one is expected to serve right away.
-const fn leaves_in_order(cause: EndCause) -> bool {
-    use CloseCode as C;
-    matches!(cause, EndCause::Closed(C::Shutdown | C::Drained | C::Moved | C::Redirected))
-}
-
 const fn pause(code: CloseCode) -> Duration {
     match code.retry() {
         Retry::Now => Duration::ZERO,
@@ -241,180 +487,4 @@ const fn pause(code: CloseCode) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NONE: Duration = Duration::ZERO;
-
-    fn course(addresses: &[&str]) -> Course {
-        Course::new(addresses.iter().map(ToString::to_string).collect()).unwrap()
-    }
-
-    fn candidate(shard: &str, addresses: &[&str]) -> Candidate {
-        Candidate { shard: shard.parse().unwrap(), addresses: addresses.iter().map(ToString::to_string).collect() }
-    }
-
-    fn failed(cause: EndCause) -> Outcome {
-        Outcome::Failed(LinkEnd::new(cause, ""))
-    }
-
-    fn lost(cause: EndCause, lived: u64) -> Outcome {
-        Outcome::Lost(LinkEnd::new(cause, ""), Duration::from_secs(lived))
-    }
-
-    fn redirect(address: &str) -> Outcome {
-        Outcome::Redirected(candidate("x", &[address]))
-    }
-
-    fn refused(code: CloseCode, retry_ms: Option<u64>) -> Outcome {
-        Outcome::Refused(Refuse { code, reason: String::new(), retry_after: retry_ms.map(Duration::from_millis) })
-    }
-
-    /// Takes each outcome in turn, with the largest random number, and compares address and delay in milliseconds.
-    fn story(course: &mut Course, now: Instant, steps: &[(Outcome, &str, u64)]) {
-        for (i, (outcome, address, delay)) in steps.iter().enumerate() {
-            let step = course.step(outcome, now, 1.0);
-            assert_eq!((step.address.as_str(), step.delay.as_millis()), (*address, u128::from(*delay)), "step {i}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_round_is_quick_and_the_pauses_between_rounds_grow_to_the_cap() {
-        let (mut c, now) = (course(&["a:1", "b:1"]), Instant::now());
-        assert_eq!(c.first(NONE, now), Step { address: "a:1".into(), delay: NONE });
-        let no = || failed(EndCause::TimedOut);
-        story(
-            &mut c,
-            now,
-            &[
-                (no(), "b:1", 0),
-                (no(), "a:1", 1_500),
-                (no(), "b:1", 0),
-                (no(), "a:1", 4_500),
-                (no(), "b:1", 0),
-                (no(), "a:1", 13_500),
-                (no(), "b:1", 0),
-                (no(), "a:1", 30_000),
-                (no(), "b:1", 0),
-                (no(), "a:1", 30_000),
-            ],
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn three_redirects_are_followed_and_the_fourth_makes_a_pause() {
-        let (mut c, now) = (course(&["a:1", "b:1"]), Instant::now());
-        c.first(NONE, now);
-        story(
-            &mut c,
-            now,
-            &[
-                (redirect("x:1"), "x:1", 0),
-                (redirect("y:1"), "y:1", 0),
-                (redirect("z:1"), "z:1", 0),
-                (redirect("a:1"), "b:1", 1_500),
-                (redirect("x:1"), "x:1", 0),
-                (failed(EndCause::TimedOut), "a:1", 0),
-            ],
-        );
-        assert_eq!(c.step(&Outcome::Redirected(candidate("x", &[])), now, 0.0).delay, BACKOFF.0, "nowhere to");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn every_address_of_a_redirect_is_tried() {
-        let (mut c, now) = (course(&["a:1", "b:1"]), Instant::now());
-        c.first(NONE, now);
-        let to = Outcome::Redirected(candidate("x", &["x:1", "x:2"]));
-        let no = || failed(EndCause::NoRoute);
-        story(&mut c, now, &[(to, "x:1", 0), (no(), "x:2", 0), (no(), "b:1", 0)]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn only_a_link_that_outlived_the_cap_begins_anew() {
-        let (mut c, now) = (course(&["a:1"]), Instant::now());
-        c.first(NONE, now);
-        c.arrived(&[]);
-        story(
-            &mut c,
-            now,
-            &[
-                (lost(EndCause::TimedOut, 1), "a:1", 1_500),
-                (lost(EndCause::TimedOut, 1), "a:1", 4_500),
-                (lost(EndCause::TimedOut, 31), "a:1", 1_500),
-                (lost(EndCause::Closed(CloseCode::Drained), 1), "a:1", 500),
-            ],
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn candidates_of_a_welcome_come_first_and_bootstrap_stays_known() {
-        let (mut c, now) = (course(&["a:1", "b:1"]), Instant::now());
-        c.first(NONE, now);
-        c.arrived(&[candidate("x", &["x:1", "b:1"]), candidate("y", &["y:1"])]);
-        let no = || failed(EndCause::TimedOut);
-        story(
-            &mut c,
-            now,
-            &[
-                (lost(EndCause::TimedOut, 99), "x:1", 1_500),
-                (no(), "b:1", 0),
-                (no(), "y:1", 0),
-                (no(), "a:1", 0),
-                (no(), "x:1", 4_500),
-            ],
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_asks_to_be_left_alone_is_left_alone_and_the_others_are_asked() {
-        let (mut c, now) = (course(&["a:1", "b:1"]), Instant::now());
-        c.first(NONE, now);
-        story(
-            &mut c,
-            now,
-            &[
-                (refused(CloseCode::Overloaded, Some(20_000)), "b:1", 0),
-                (refused(CloseCode::Overloaded, Some(8_000)), "b:1", 10_000),
-            ],
-        );
-        // A quarter more than was asked for, at most; then it is one like the others.
-        story(&mut c, now + Duration::from_secs(26), &[(failed(EndCause::TimedOut), "a:1", 0)]);
-        let mut alone = course(&["a:1"]);
-        alone.first(NONE, now);
-        story(&mut alone, now, &[(refused(CloseCode::Overloaded, None), "a:1", 6_250)]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_only_people_can_change_is_tried_slowly() {
-        for code in [CloseCode::Revoked, CloseCode::NameMismatch, CloseCode::WrongRole, CloseCode::DuplicateIdentity] {
-            let (mut c, now) = (course(&["a:1", "b:1"]), Instant::now());
-            c.first(NONE, now);
-            story(&mut c, now, &[(refused(code, None), "b:1", 60_000)]);
-            story(&mut c, now, &[(failed(EndCause::Closed(code)), "b:1", 60_000)]);
-            let mut c = course(&["a:1", "b:1"]);
-            story(&mut c, now, &[(lost(EndCause::Closed(code), 99), "a:1", 60_000)]);
-        }
-        for cause in [EndCause::Expired, EndCause::Distrusted, EndCause::Closed(CloseCode::Expired)] {
-            let (mut c, now) = (course(&["a:1", "b:1"]), Instant::now());
-            c.first(NONE, now);
-            story(&mut c, now, &[(failed(cause), "b:1", 0), (failed(cause), "a:1", 60_000)]);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_order_leads_aside_and_back() {
-        let (mut c, now) = (course(&["a:1", "b:1"]), Instant::now());
-        c.first(NONE, now);
-        c.arrived(&[]);
-        assert!(course(&["a:1"]).aside(&[], "a:1").is_none(), "nowhere else");
-        assert_eq!(c.aside(&[], "a:1").unwrap().first(NONE, now).address, "b:1");
-        let mut aside = c.aside(&[candidate("x", &["x:1"])], "a:1").unwrap();
-        let delay = Duration::from_secs(3);
-        assert_eq!(aside.first(delay, now), Step { address: "x:1".into(), delay });
-        aside.arrived(&[candidate("y", &["y:1"])]);
-        c.returned(aside);
-        assert_eq!(c.places, ["y:1", "x:1", "a:1", "b:1"]);
-        c.prefer(&[candidate("z", &["z:1"])]);
-        story(&mut c, now, &[(lost(EndCause::TimedOut, 99), "z:1", 1_500), (failed(EndCause::TimedOut), "y:1", 0)]);
-    }
-}
+mod tests;

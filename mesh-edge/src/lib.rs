@@ -41,6 +41,7 @@ pub mod life;
 pub mod link;
 pub mod load;
 pub mod metrics;
+mod pulse;
 pub mod ready;
 pub mod renew;
 pub mod serve;

@@ -185,9 +185,9 @@ impl Life {
             if show {
                 self.parts.phase.send_replace(Phase::Dialing { attempt, address: step.address.clone() });
             }
-            let outcome = match self.attempt(&step.address).await {
+            let outcome = match self.attempt(&step, course.avoided(Instant::now())).await {
                 Ok((tunnel, candidates)) => {
-                    course.arrived(&candidates);
+                    course.arrived(&tunnel.shard, &candidates);
                     return tunnel;
                 }
                 Err(outcome) => outcome,
@@ -199,9 +199,16 @@ impl Life {
     }
 
     /// Dials one address and says Hello.
-    async fn attempt(&self, address: &str) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
+    async fn attempt(&self, step: &Step, avoid: Vec<ShardId>) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
         let dials = &self.parts.tunnel.metrics.dials;
-        let result = self.greeted(address).await;
+        let greeted = self.greeted(&step.address, avoid);
+        let result = match step.within {
+            None => greeted.await,
+            Some(within) => timeout(within, greeted).await.unwrap_or_else(|_| {
+                let why = format!("no tunnel within {} s", within.as_secs());
+                Err(Outcome::Failed(LinkEnd::new(EndCause::TimedOut, why)))
+            }),
+        };
         let outcome = match &result {
             Ok(_) => "welcome",
             Err(Outcome::Redirected(_)) => "redirect",
@@ -212,7 +219,7 @@ impl Life {
         result
     }
 
-    async fn greeted(&self, address: &str) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
+    async fn greeted(&self, address: &str, avoid: Vec<ShardId>) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
         let link = self.dial(address).await.map_err(Outcome::Failed)?;
         let hello = Hello {
             name: self.parts.name.clone(),
@@ -220,7 +227,7 @@ impl Life {
             version: telemetry::version().to_owned(),
             unix_ms: clock::unix_millis(),
             epoch: self.epoch.load(Ordering::Relaxed),
-            avoid: Vec::new(),
+            avoid,
         };
         match greet(&link, hello).await.map_err(Outcome::Failed)? {
             Greeting::Welcome(welcome, control) => {
@@ -295,7 +302,11 @@ impl Life {
         loop {
             info!(shard = %tunnel.shard, order = order.why, streams = tunnel.load.count(), "ordered to another shard");
             self.heard_of(order.epoch);
-            let Some(mut aside) = self.course.aside(&order.to, &tunnel.address) else {
+            if let Some(until) = order.until {
+                let now = Instant::now();
+                self.course.leaves(&tunnel.shard, now, until - now);
+            }
+            let Some(mut aside) = self.course.aside(&order.to) else {
                 warn!(order = order.why, "no other shard is known: staying until the link ends");
                 return Change::Stay;
             };
@@ -306,11 +317,14 @@ impl Life {
                 event = tunnel.event() => match event {
                     // A newer order replaces the older one.
                     Event::Leave(newer) => {
+                        self.course.stayed(aside, &[], Instant::now());
                         order = newer;
                         continue;
                     }
                     Event::Lost(_) | Event::Refused(_) => {
-                        self.course.prefer(&order.to);
+                        let now = Instant::now();
+                        self.course.stayed(aside, &[], now);
+                        self.course.prefer(&order.to, now);
                         return Change::Ended(event);
                     }
                 },
@@ -318,6 +332,8 @@ impl Life {
             };
             let Ok(next) = next else {
                 warn!(order = order.why, "no other shard took this edge in time: staying");
+                let missed = if order.until.is_none() { order.to.as_slice() } else { &[] };
+                self.course.stayed(aside, missed, Instant::now());
                 return Change::Stay;
             };
             self.course.returned(aside);
@@ -338,7 +354,7 @@ impl Life {
         self.parts.line.send_replace(Line::default());
         let outcome = match event {
             Event::Refused(refuse) => {
-                self.course.was_at(&tunnel.address);
+                self.course.was_present();
                 Outcome::Refused(refuse)
             }
             Event::Lost(end) => Outcome::Lost(end, lived),

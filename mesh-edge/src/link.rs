@@ -3,7 +3,7 @@
 //! The control stream is the first stream on the link. One task reads it, one writes it and pings; both belong to the
 //! [`Tunnel`] and end with it.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -15,17 +15,21 @@ use proto::{
 };
 use runtime::{
     frames::{FrameReader, ReadFrameError},
-    link::{EndCause, Link, LinkEnd, RecvHalf, SendHalf, Stream, StreamError},
+    link::{EndCause, Link, LinkEnd, RecvHalf, SendHalf, Signs, Stream, StreamError},
     shutdown::Tasks,
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
-use crate::{load::Load, metrics::Metrics};
+use crate::{
+    load::Load,
+    metrics::Metrics,
+    pulse::{Beat, Mood, Pulse, Seen},
+};
 
 /// How long a shard may take to answer Hello.
 const GREETING: Duration = Duration::from_secs(5);
@@ -33,10 +37,8 @@ const GREETING: Duration = Duration::from_secs(5);
 const PING: Duration = Duration::from_secs(4);
 /// Bounds of what a shard may say about it.
 const PING_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// Unanswered pings after which the link is lost.
-const MISSED: usize = 3;
-/// Silence after which the link is lost.
-const SILENCE: Duration = Duration::from_secs(12);
+/// How long a link may take nothing before it is lost.
+const WRITE: Duration = Duration::from_secs(24);
 /// Messages that wait to be written. Whoever has one more waits.
 const OUTGOING: usize = 16;
 /// Orders that wait to be followed. One more is dropped: the shard repeats itself by closing the link.
@@ -188,7 +190,7 @@ pub struct Tunnel {
     pub over: CancellationToken,
     events: mpsc::Receiver<Event>,
     line: mpsc::Sender<EdgeToShard>,
-    pulse: Pulse,
+    last: watch::Sender<Option<Instant>>,
 }
 
 impl Drop for Tunnel {
@@ -203,27 +205,20 @@ impl Tunnel {
     pub fn start(link: Link, address: String, welcome: &Welcome, control: Control, parts: TunnelParts) -> Self {
         let (event_sender, events) = mpsc::channel(ORDERS);
         let (line, outgoing) = mpsc::channel(OUTGOING);
-        let (pulse, over) = (Pulse::new(), CancellationToken::new());
+        let over = CancellationToken::new();
         let span = tracing::info_span!("tunnel", shard = %welcome.shard, generation = welcome.generation);
         let TunnelParts { services, renewed, metrics, tasks } = parts;
         let Control { stream: Stream { send, recv }, reader } = control;
-        let (ear, voice) = (
-            Ear {
-                link: link.clone(),
-                recv,
-                reader,
-                renewed,
-                metrics,
-                pulse: pulse.clone(),
-                events: event_sender.clone(),
-            },
-            Voice { link: link.clone(), send, outgoing, pulse: pulse.clone(), events: event_sender, leaving: false },
-        );
         let ping = if welcome.ping.is_zero() { PING } else { welcome.ping.clamp(PING_BOUNDS.0, PING_BOUNDS.1) };
+        let (pulse, last) = (Arc::new(Mutex::new(Pulse::new(ping, Instant::now()))), watch::Sender::new(None));
+        let (heart, signs) = (Heart { link: link.clone(), pulse, last: last.clone(), metrics }, link.signs());
+        let (ear_heart, ear_events) = (heart.clone(), event_sender.clone());
+        let ear = Ear { link: link.clone(), recv, reader, renewed, heart: ear_heart, events: ear_events };
+        let voice = Voice { send, outgoing, heart, signs, events: event_sender, mood: Mood::Serving };
         tasks.spawn(over.clone().run_until_cancelled_owned(ear.run()).instrument(span.clone()));
-        tasks.spawn(over.clone().run_until_cancelled_owned(voice.run(services, ping)).instrument(span));
+        tasks.spawn(over.clone().run_until_cancelled_owned(voice.run(services)).instrument(span));
         let (shard, since) = (welcome.shard.clone(), Instant::now());
-        Self { shard, address, link, since, load: Load::new(), over, events, line, pulse }
+        Self { shard, address, link, since, load: Load::new(), over, events, line, last }
     }
 
     /// The next thing that happens to it. Cancel-safe. After [`Event::Lost`] nothing more does.
@@ -249,71 +244,72 @@ impl Tunnel {
     /// When the shard last answered a ping.
     #[must_use]
     pub fn pulse(&self) -> watch::Receiver<Option<Instant>> {
-        self.pulse.last.subscribe()
+        self.last.subscribe()
     }
 }
 
-/// Pings and their answers.
+/// The pulse of a tunnel, with what it is felt by.
 #[derive(Clone, Debug)]
-struct Pulse {
+struct Heart {
+    link: Link,
+    pulse: Arc<Mutex<Pulse>>,
     last: watch::Sender<Option<Instant>>,
-    unanswered: Arc<Mutex<Unanswered>>,
+    metrics: Arc<Metrics>,
 }
 
-#[derive(Debug)]
-struct Unanswered {
-    next_token: u64,
-    sent: VecDeque<(u64, Instant)>,
-    heard: Instant,
-}
-
-impl Pulse {
-    fn new() -> Self {
-        let unanswered = Unanswered { next_token: 1, sent: VecDeque::new(), heard: Instant::now() };
-        Self { last: watch::Sender::new(None), unanswered: Arc::new(Mutex::new(unanswered)) }
-    }
-
-    /// The token of the next ping, or how long the silence has lasted if it has lasted too long.
-    fn beat(&self, leaving: bool) -> Result<u64, Duration> {
-        let mut state = self.unanswered.lock();
-        let silence = state.heard.elapsed();
-        if !leaving && (state.sent.len() >= MISSED || silence >= SILENCE) {
-            return Err(silence);
-        }
-        // Whoever leaves pings to keep the path open, and no longer listens for the answer.
-        if state.sent.len() >= MISSED {
-            state.sent.pop_front();
-        }
-        let token = state.next_token;
-        state.next_token += 1;
-        state.sent.push_back((token, Instant::now()));
-        Ok(token)
-    }
-
-    /// Waits until the silence has lasted too long: the next beat may be almost a whole period after that. Cancel-safe.
-    async fn silence(&self) {
+impl Heart {
+    /// What to do now; a new socket is taken in here.
+    fn beat(&self, mood: Mood) -> Beat {
         loop {
-            let until = self.unanswered.lock().heard + SILENCE;
-            if until <= Instant::now() {
-                return;
+            let seen = Seen {
+                now: Instant::now(),
+                received: self.link.stats().received_bytes,
+                rtt: self.link.rtt(),
+                signs: self.link.signs().map(|signs| *signs.borrow()).unwrap_or_default(),
+            };
+            let (refusals, beat) = {
+                let mut pulse = self.pulse.lock();
+                (pulse.refusals(&seen), pulse.beat(&seen, mood))
+            };
+            self.metrics.refusals.inc_by(refusals);
+            match beat {
+                Beat::Rebind => {}
+                Beat::Ping(_) | Beat::Wait(_) | Beat::Dead(_) => return beat,
             }
-            sleep_until(until).await;
+            let outcome = self.link.rebind();
+            self.pulse.lock().rebound(seen.now, outcome.is_ok());
+            match outcome {
+                Ok(true) => {
+                    self.metrics.rebinds.inc();
+                    warn!("nothing comes from the shard: going on from a new socket");
+                }
+                Ok(false) => debug!("nothing comes from the shard"),
+                Err(error) => warn!(%error, "nothing comes from the shard, and there is no way to it"),
+            }
         }
     }
 
-    /// Takes note of an answer. Returns the round trip if it was one.
-    fn answered(&self, token: u64) -> Option<Duration> {
+    /// Takes note of an answer.
+    fn answered(&self, token: u64) {
         let now = Instant::now();
-        let rtt = {
-            let mut state = self.unanswered.lock();
-            let at = state.sent.iter().position(|(t, _)| *t == token)?;
-            let (_, sent) = state.sent.drain(..=at).next_back()?;
-            state.heard = now;
-            now - sent
-        };
+        match self.pulse.lock().answered(token, now) {
+            Some(rtt) => self.metrics.observe_rtt(rtt),
+            None => return debug!(token, "a Pong that nobody waited for"),
+        }
         self.last.send_replace(Some(now));
-        Some(rtt)
     }
+}
+
+/// Waits until it is time, or the network says something. Cancel-safe.
+async fn wait(until: Instant, signs: &mut Option<watch::Receiver<Signs>>) {
+    let sign = async {
+        match signs {
+            // The link holds the sender.
+            Some(signs) => signs.changed().await.is_ok(),
+            None => std::future::pending().await,
+        }
+    };
+    let _ = timeout_at(until, sign).await;
 }
 
 /// Reads the control stream.
@@ -322,8 +318,7 @@ struct Ear {
     recv: RecvHalf,
     reader: FrameReader,
     renewed: mpsc::Sender<Result<Renewal, Refuse>>,
-    metrics: Arc<Metrics>,
-    pulse: Pulse,
+    heart: Heart,
     events: mpsc::Sender<Event>,
 }
 
@@ -350,10 +345,7 @@ impl Ear {
     fn hear(&self, message: ShardToEdge) {
         let now = Instant::now();
         match message {
-            ShardToEdge::Pong(token) => match self.pulse.answered(token) {
-                Some(rtt) => self.metrics.observe_rtt(rtt),
-                None => debug!(token, "a Pong that nobody waited for"),
-            },
+            ShardToEdge::Pong(token) => self.heart.answered(token),
             ShardToEdge::Move { to, epoch, within } => {
                 let leave =
                     Leave { why: "move", to: vec![to], wait: Duration::ZERO, by: now + within, until: None, epoch };
@@ -383,110 +375,83 @@ impl Ear {
     }
 }
 
-/// Writes the control stream.
+/// Writes the control stream, and feels the pulse.
 struct Voice {
-    link: Link,
     send: SendHalf,
     outgoing: mpsc::Receiver<EdgeToShard>,
-    pulse: Pulse,
+    heart: Heart,
+    signs: Option<watch::Receiver<Signs>>,
     events: mpsc::Sender<Event>,
-    leaving: bool,
+    mood: Mood,
 }
 
 impl Voice {
-    async fn run(mut self, services: Vec<Service>, ping: Duration) {
-        let mut ticks = interval(ping);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    async fn run(mut self, services: Vec<Service>) {
         let mut next = Some(EdgeToShard::Announce(services));
         loop {
             let message = match next.take() {
                 Some(message) => message,
-                None => tokio::select! {
-                    biased;
-                    _ = ticks.tick() => match self.pulse.beat(self.leaving) {
-                        Ok(token) => EdgeToShard::Ping(token),
-                        Err(silence) => return self.lost(silence).await,
+                None => match self.heart.beat(self.mood) {
+                    Beat::Ping(token) => EdgeToShard::Ping(token),
+                    Beat::Dead(end) => return self.lost(end).await,
+                    Beat::Wait(until) => tokio::select! {
+                        biased;
+                        () = wait(until, &mut self.signs) => continue,
+                        message = self.outgoing.recv() => match message {
+                            Some(message) => message,
+                            None => return,
+                        },
                     },
-                    () = self.pulse.silence(), if !self.leaving => return self.lost(SILENCE).await,
-                    message = self.outgoing.recv() => match message {
-                        Some(message) => message,
-                        None => return,
-                    },
+                    Beat::Rebind => continue,
                 },
             };
-            self.leaving |= matches!(message, EdgeToShard::Bye { .. });
+            if matches!(message, EdgeToShard::Bye { .. }) {
+                self.mood = Mood::Leaving;
+            }
             match message.encode() {
-                Ok(frame) => {
-                    if self.write(frame).await.is_err() {
-                        // Why is told by the reading half.
-                        return;
-                    }
-                }
+                Ok(frame) => match self.write(frame).await {
+                    Ok(()) => {}
+                    Err(Some(end)) => return self.lost(end).await,
+                    // Why is told by the reading half.
+                    Err(None) => return,
+                },
                 Err(error) => warn!(%error, "a message that is too long was not sent"),
             }
         }
     }
 
-    async fn write(&mut self, frame: Bytes) -> Result<(), ()> {
-        match timeout(SILENCE, self.send.write_one(frame)).await {
-            Ok(result) => result.map_err(drop),
-            Err(_) => {
-                self.lost(SILENCE).await;
-                Err(())
+    /// Writes one frame. The pulse is felt while the link takes nothing, as it does with a shard that died under load.
+    async fn write(&mut self, frame: Bytes) -> Result<(), Option<LinkEnd>> {
+        let Self { send, heart, signs, mood, .. } = self;
+        let mood = if *mood == Mood::Leaving { Mood::Leaving } else { Mood::Blocked };
+        let deadline = Instant::now() + WRITE;
+        let mut write = std::pin::pin!(send.write_one(frame));
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut write => return result.map_err(|_| None),
+                () = sleep_until(deadline) => {
+                    let why = format!("the link has taken nothing for {} s", WRITE.as_secs());
+                    return Err(Some(LinkEnd::new(EndCause::TimedOut, why)));
+                }
+                end = felt(heart, signs, mood) => return Err(Some(end)),
             }
         }
     }
 
-    async fn lost(&self, silence: Duration) {
-        let detail = format!("the shard has not answered for {:.1} s", silence.as_secs_f32());
-        let _ = self.events.send(Event::Lost(LinkEnd::new(EndCause::TimedOut, detail.clone()))).await;
-        self.link.close(CloseCode::Done, &detail);
+    async fn lost(&self, end: LinkEnd) {
+        let _ = self.events.send(Event::Lost(end.clone())).await;
+        self.heart.link.close(CloseCode::Done, &end.detail);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn three_pings_without_an_answer_are_the_end() {
-        let pulse = Pulse::new();
-        for expected in 1..=3 {
-            assert_eq!(pulse.beat(false), Ok(expected));
-            tokio::time::advance(PING).await;
+/// Feels the pulse until there is none. Cancel-safe.
+async fn felt(heart: &Heart, signs: &mut Option<watch::Receiver<Signs>>, mood: Mood) -> LinkEnd {
+    loop {
+        match heart.beat(mood) {
+            Beat::Dead(end) => return end,
+            Beat::Wait(until) => wait(until, signs).await,
+            Beat::Ping(_) | Beat::Rebind => {}
         }
-        assert_eq!(pulse.beat(false), Err(SILENCE));
-        assert_eq!(pulse.beat(true), Ok(4), "whoever leaves goes on pinging");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn silence_is_over_at_its_time_and_not_at_the_next_beat() {
-        let pulse = Pulse::new();
-        let began = Instant::now();
-        let token = pulse.beat(false).unwrap();
-        tokio::time::advance(PING + PING / 2).await;
-        pulse.answered(token);
-        pulse.silence().await;
-        assert_eq!(began.elapsed(), PING + PING / 2 + SILENCE);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_counts_for_the_pings_before_it_and_only_once() {
-        let pulse = Pulse::new();
-        let (first, second) = (pulse.beat(false).unwrap(), pulse.beat(false).unwrap());
-        tokio::time::advance(Duration::from_millis(30)).await;
-        assert_eq!(pulse.answered(77), None, "a token that was never sent");
-        assert_eq!(*pulse.last.borrow(), None);
-        assert_eq!(pulse.answered(second), Some(Duration::from_millis(30)));
-        assert_eq!(pulse.answered(first), None);
-        assert!(pulse.last.borrow().is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn silence_is_the_end_even_with_few_pings() {
-        let pulse = Pulse::new();
-        assert!(pulse.beat(false).is_ok());
-        tokio::time::advance(SILENCE).await;
-        assert!(pulse.beat(false).is_err());
     }
 }

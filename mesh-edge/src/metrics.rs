@@ -15,6 +15,10 @@ pub struct Metrics {
     pub dials: IntCounterVec,
     /// Tunnels that ended, by the slug of the `cause`.
     pub link_ends: IntCounterVec,
+    /// Times that the network said, of a tunnel that served, that nobody listens there.
+    pub refusals: IntCounter,
+    /// Times that a tunnel went on from a new socket because nothing came on the old one.
+    pub rebinds: IntCounter,
     /// From Ping to Pong, in seconds.
     pub rtt: Histogram,
     /// The shard's clock minus this one, in seconds.
@@ -45,6 +49,7 @@ impl Metrics {
             register(registry, IntCounterVec::new(Opts::new(format!("mesh_edge_{name}"), help), &[label])?)
         };
         let gauge = |name: &str, help: &str| register(registry, IntGauge::new(format!("mesh_edge_{name}"), help)?);
+        let counter = |name: &str, help: &str| register(registry, IntCounter::new(format!("mesh_edge_{name}"), help)?);
         let rtt = HistogramOpts::new("mesh_edge_rtt_seconds", "From Ping to Pong on the control stream.")
             .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
         let bytes = vec("bytes_total", "Bytes of streams that ended.", "direction")?;
@@ -52,6 +57,8 @@ impl Metrics {
             connected: gauge("connected", "1 while a tunnel to a shard serves.")?,
             dials: vec("dials_total", "Attempts to reach a shard.", "outcome")?,
             link_ends: vec("link_ends_total", "Tunnels that ended.", "cause")?,
+            refusals: counter("icmp_refusals_total", "ICMP port unreachable about the shard of a tunnel.")?,
+            rebinds: counter("rebinds_total", "Tunnels that went on from a new UDP socket.")?,
             rtt: register(registry, Histogram::with_opts(rtt)?)?,
             clock_skew: register(
                 registry,

@@ -70,7 +70,9 @@ impl FakeShard {
     pub(crate) fn start_as(ca: &TestCa, credentials: &Credentials, name: &str) -> Self {
         let identity = LiveIdentity::new(credentials).unwrap();
         let clients = MeshVerifier::of_clients(ca.bundle(), true);
-        let tls = tls::server_config(&identity, clients, &[ALPN_MESH]).unwrap();
+        let mut tls = tls::server_config(&identity, clients, &[ALPN_MESH]).unwrap();
+        // As shards do: whoever comes again resumes, unless it has another certificate by then.
+        tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
         let limits = LinkLimits::default();
         let config = quic::server_config(tls, &limits).unwrap();
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), config, &limits).unwrap();
@@ -217,6 +219,11 @@ impl TestEdge {
             config.shards = shards;
             change(config);
         })
+    }
+
+    /// An edge that knows these addresses.
+    pub(crate) fn start_at(ca: &TestCa, shards: Vec<String>) -> Self {
+        Self::start_as(ca, ca.issue("edge/shop-1"), None, |config| config.shards = shards)
     }
 
     pub(crate) fn start_as(

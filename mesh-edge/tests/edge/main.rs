@@ -5,4 +5,6 @@
 mod fake;
 mod identity;
 mod life;
+mod loss;
+mod relay;
 mod streams;

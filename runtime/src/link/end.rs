@@ -152,6 +152,10 @@ enum Side {
 
 /// QUIC carries TLS alerts as transport error codes 0x100 to 0x1ff (RFC 9001, 4.8).
 fn alert_cause(code: quinn::TransportErrorCode, found_by: Side) -> EndCause {
+    if let (quinn::TransportErrorCode::CONNECTION_REFUSED, Side::Theirs) = (code, found_by) {
+        // What a listener says that has no room for another handshake.
+        return EndCause::Closed(CloseCode::Overloaded);
+    }
     let Some(alert) = u64::from(code).checked_sub(0x100).and_then(|a| u8::try_from(a).ok()) else {
         return EndCause::Transport;
     };

@@ -1,0 +1,297 @@
+use super::*;
+
+const RTT: Duration = Duration::from_millis(50);
+
+/// A tunnel to a shard that a test makes speak and fall silent. Times are in milliseconds since it began.
+struct Story {
+    pulse: Pulse,
+    began: Instant,
+    now: u64,
+    received: u64,
+    signs: Signs,
+    rtt: Duration,
+    mood: Mood,
+    /// Answers come after the round trip.
+    lives: bool,
+    /// Bytes come, and no answers.
+    deaf: bool,
+    answers: VecDeque<(u64, u64)>,
+    /// What happened, and when.
+    log: Vec<(u64, &'static str)>,
+}
+
+impl Story {
+    fn new(period_ms: u64) -> Self {
+        let began = Instant::now();
+        Self {
+            pulse: Pulse::new(Duration::from_millis(period_ms), began),
+            began,
+            now: 0,
+            received: 0,
+            signs: Signs::default(),
+            rtt: RTT,
+            mood: Mood::Serving,
+            lives: true,
+            deaf: false,
+            answers: VecDeque::new(),
+            log: Vec::new(),
+        }
+    }
+
+    fn at(&self, ms: u64) -> Instant {
+        self.began + Duration::from_millis(ms)
+    }
+
+    /// Lets the time pass; returns how the shard was found dead, if it was.
+    fn until(&mut self, end: u64) -> Option<EndCause> {
+        let mut wake = self.now;
+        while self.now < end {
+            while let Some((_, token)) = self.answers.pop_front_if(|(at, _)| *at <= self.now) {
+                self.received += 40;
+                assert!(self.deaf || self.pulse.answered(token, self.at(self.now)).is_some());
+            }
+            if self.now >= wake {
+                match self.beat() {
+                    Beat::Ping(token) => {
+                        self.log.push((self.now, "ping"));
+                        if self.lives {
+                            self.answers.push_back((self.now + self.rtt.as_millis() as u64, token));
+                        }
+                        continue;
+                    }
+                    Beat::Rebind => {
+                        self.log.push((self.now, "rebind"));
+                        self.pulse.rebound(self.at(self.now), true);
+                        continue;
+                    }
+                    Beat::Wait(until) => {
+                        assert!(until > self.at(self.now), "never in a tight loop");
+                        wake = (until - self.began).as_millis() as u64;
+                    }
+                    Beat::Dead(end) => {
+                        self.log.push((self.now, "dead"));
+                        return Some(end.cause);
+                    }
+                }
+            }
+            self.now += 1;
+        }
+        None
+    }
+
+    fn beat(&mut self) -> Beat {
+        let seen = Seen { now: self.at(self.now), received: self.received, rtt: self.rtt, signs: self.signs };
+        self.pulse.beat(&seen, self.mood)
+    }
+
+    fn refuse(&mut self) {
+        self.signs.refused += 1;
+    }
+
+    fn times(&self, of: &str) -> Vec<u64> {
+        self.log.iter().filter(|(_, what)| *what == of).map(|(at, _)| *at).collect()
+    }
+}
+
+#[test]
+fn a_shard_that_answers_is_asked_once_in_a_period() {
+    for period in [3_000, 8_000] {
+        let mut story = Story::new(period);
+        assert_eq!(story.until(60_000), None);
+        let expected: Vec<_> = (0..60_000).step_by(period as usize).collect();
+        assert_eq!(story.times("ping"), expected);
+        assert!(story.times("rebind").is_empty());
+    }
+}
+
+#[test]
+fn silence_makes_suspicious_then_takes_a_new_socket_then_is_the_end() {
+    // Period; when it is asked again, when a new socket is taken, when it is the end.
+    for (period, asked, rebound, dead) in [
+        (500, 1_000, 4_500, 8_050),
+        (3_000, 4_000, 6_050, 8_050),
+        (5_000, 6_000, 8_050, 10_050),
+        (8_000, 9_000, 10_050, 12_050),
+    ] {
+        let mut story = Story::new(period);
+        story.until(100);
+        story.lives = false;
+        assert_eq!(story.until(30_000), Some(EndCause::TimedOut), "{period}");
+        assert_eq!(story.times("ping")[1..3], [period, asked], "{period}");
+        assert_eq!((story.times("rebind"), story.times("dead")), (vec![rebound], vec![dead]), "{period}");
+    }
+}
+
+#[test]
+fn a_long_round_trip_is_given_time() {
+    let mut story = Story::new(3_000);
+    story.rtt = Duration::from_millis(700);
+    assert_eq!(story.until(60_000), None);
+    assert_eq!(story.times("ping").len(), 20, "no ping too many");
+    story.lives = false;
+    assert_eq!(story.until(90_000), Some(EndCause::TimedOut));
+}
+
+#[test]
+fn whatever_comes_is_a_sign_of_life_but_not_for_ever() {
+    let mut story = Story::new(3_000);
+    story.deaf = true;
+    assert_eq!(story.until(30_000), Some(EndCause::TimedOut));
+    assert!(story.times("rebind").is_empty(), "the path is good");
+    assert_eq!(story.times("dead"), [15_000]);
+    assert_eq!(story.times("ping")[..3], [0, 1_000, 2_000], "and it is asked until then");
+}
+
+#[test]
+fn life_ends_suspicion_and_another_silence_may_take_another_socket() {
+    let mut story = Story::new(3_000);
+    story.until(100);
+    for silent in [3_000, 13_000] {
+        story.lives = false;
+        assert_eq!(story.until(silent + 3_500), None);
+        story.lives = true;
+        assert_eq!(story.until(silent + 9_000), None, "{:?}", story.log);
+    }
+    assert_eq!(story.times("rebind").len(), 2, "{:?}", story.log);
+    assert_eq!(story.until(40_000), None);
+}
+
+#[test]
+fn two_refusals_and_silence_are_the_end() {
+    let mut story = Story::new(3_000);
+    story.until(2_999);
+    story.lives = false;
+    story.until(3_002);
+    story.refuse();
+    // The sign wakes the one who waits.
+    assert_eq!(story.beat(), Beat::Ping(3), "asks at once");
+    story.refuse();
+    assert_eq!(story.until(10_000), Some(EndCause::NobodyListens));
+    assert_eq!(story.times("dead"), [3_402]);
+}
+
+#[test]
+fn one_refusal_alone_is_not_enough_and_neither_are_many_that_life_contradicts() {
+    let mut story = Story::new(3_000);
+    story.until(100);
+    story.refuse();
+    assert_eq!(story.until(60_000), None, "forged");
+    for _ in 0..200 {
+        story.refuse();
+        story.refuse();
+        let end = story.now + 97;
+        assert_eq!(story.until(end), None, "forged again and again");
+    }
+    let asked = story.times("ping").iter().filter(|at| **at >= 60_000).count();
+    assert!(asked <= 200, "{asked}");
+    let mut story = Story::new(3_000);
+    story.until(100);
+    story.lives = false;
+    story.refuse();
+    assert_eq!(story.until(60_000), Some(EndCause::TimedOut), "one is not enough: it dies of silence");
+}
+
+#[test]
+fn a_host_that_cannot_send_takes_a_new_socket_at_once_unless_something_comes() {
+    let mut story = Story::new(3_000);
+    story.until(1_000);
+    story.lives = false;
+    story.signs.unsent += 1;
+    assert!(matches!(story.beat(), Beat::Ping(_)));
+    story.until(2_000);
+    assert_eq!(story.times("rebind"), [1_400]);
+    story.lives = true;
+    assert_eq!(story.until(9_000), None);
+    // What comes shows that the socket is good enough.
+    story.signs.unsent += 1;
+    assert_eq!(story.until(20_000), None);
+    assert_eq!(story.times("rebind").len(), 1);
+}
+
+#[test]
+fn a_socket_that_cannot_be_had_is_tried_again_each_second() {
+    let mut story = Story::new(3_000);
+    story.until(100);
+    story.lives = false;
+    let mut tries = Vec::new();
+    for now in (100..8_000).step_by(10) {
+        story.now = now;
+        while let beat @ (Beat::Ping(_) | Beat::Rebind) = story.beat() {
+            if beat == Beat::Rebind {
+                tries.push(now);
+                story.pulse.rebound(story.at(now), false);
+            }
+        }
+    }
+    assert_eq!(tries, [6_050, 7_050]);
+    let mut story = Story::new(8_000);
+    story.signs.unsent += 1;
+    let mut tries = Vec::new();
+    for now in (0..4_000).step_by(10) {
+        story.now = now;
+        while let beat @ (Beat::Ping(_) | Beat::Rebind) = story.beat() {
+            if beat == Beat::Rebind {
+                tries.push(now);
+                story.pulse.rebound(story.at(now), false);
+            }
+        }
+    }
+    assert_eq!(tries, [400, 1_400, 2_400, 3_400]);
+}
+
+#[test]
+fn a_process_that_was_stopped_itself_asks_before_it_believes() {
+    let mut story = Story::new(3_000);
+    story.until(3_020);
+    // Everything stands still for a minute; the answer waits in the socket.
+    story.now = 63_000;
+    let first = story.beat();
+    assert!(!matches!(first, Beat::Dead(_)), "{first:?}");
+    assert_eq!(story.until(90_000), None);
+}
+
+#[test]
+fn whoever_leaves_keeps_the_path_open_and_waits_for_nothing() {
+    let mut story = Story::new(3_000);
+    story.until(100);
+    (story.lives, story.mood) = (false, Mood::Leaving);
+    story.signs.refused += 5;
+    assert_eq!(story.until(60_000), None);
+    assert!(story.times("ping").len() <= 22, "{:?}", story.log);
+}
+
+#[test]
+fn a_shard_that_dies_under_a_full_window_is_found_dead_too() {
+    let mut story = Story::new(3_000);
+    story.until(3_010);
+    (story.lives, story.mood) = (false, Mood::Blocked);
+    story.answers.clear();
+    assert_eq!(story.until(30_000), Some(EndCause::TimedOut));
+    assert!((8_000..=9_100).contains(&story.times("dead")[0]), "{:?}", story.log);
+    let mut story = Story::new(3_000);
+    story.until(100);
+    (story.lives, story.mood) = (false, Mood::Blocked);
+    story.signs.refused += 2;
+    assert_eq!(story.until(30_000), Some(EndCause::NobodyListens), "{:?}", story.log);
+}
+
+#[test]
+fn an_answer_counts_for_the_pings_before_it_and_only_once() {
+    let mut story = Story::new(100);
+    story.lives = false;
+    story.until(150);
+    let now = story.at(180);
+    assert_eq!(story.pulse.answered(77, now), None, "a token that was never sent");
+    assert_eq!(story.pulse.answered(2, now), Some(Duration::from_millis(80)));
+    assert_eq!(story.pulse.answered(1, now), None);
+}
+
+#[test]
+fn what_is_remembered_is_bounded() {
+    let mut story = Story::new(100);
+    story.deaf = true;
+    story.mood = Mood::Leaving;
+    story.until(60_000);
+    assert_eq!(story.pulse.unanswered.len(), REMEMBERED);
+    assert_eq!(story.pulse.unanswered[0].0, 1);
+}
