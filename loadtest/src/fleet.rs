@@ -13,7 +13,10 @@ use proto::{
 };
 use runtime::shutdown::{self, Tasks};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 
 pub(crate) mod control;
 pub(crate) mod edges;
@@ -43,6 +46,8 @@ const ASK: Duration = Duration::from_millis(300);
 pub(crate) const RETIRED: Duration = Duration::from_secs(15);
 /// How long a process may take to start.
 const START: Duration = Duration::from_secs(30);
+/// Edges with a new tunnel that are not yet listened to.
+const UPS: usize = 65_536;
 /// How long tokens are good, in seconds.
 const TOKEN_LIFE: u32 = 3600;
 
@@ -99,6 +104,9 @@ pub(crate) struct Fleet {
     pub(crate) edges: Vec<Edges>,
     /// The edges.
     pub(crate) names: Vec<EdgeId>,
+    /// Edges that have a new tunnel, for whoever listens from the beginning.
+    pub(crate) up: mpsc::Receiver<EdgeId>,
+    say_up: mpsc::Sender<EdgeId>,
     /// The users' ways to the shards.
     pub(crate) ways: Ways,
 }
@@ -136,7 +144,10 @@ impl Fleet {
         // PostgreSQL's own user has to get to its folder below.
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755))?;
         let tasks = Tasks::new();
+        let (say_up, up) = mpsc::channel(UPS);
         Ok(Self {
+            up,
+            say_up,
             folder,
             plan,
             begun: Instant::now(),
@@ -242,6 +253,7 @@ impl Fleet {
                 (&name, prefix),
                 first..first + share,
                 &line,
+                self.say_up.clone(),
                 (self.folder.path(), &self.tasks),
             )?);
             first += share;

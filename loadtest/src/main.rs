@@ -120,11 +120,14 @@ enum Proof {
 fn main() -> ExitCode {
     let args = Args::parse();
     runtime::shutdown::raise_descriptor_limit();
-    let done = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run(args.command)));
+    let mut runtime = if matches!(args.command, Command::Proof(_)) {
+        // Whoever asks around while the load is on must not hold the load up, so that has a thread of its own.
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    let runtime = runtime.worker_threads(1).enable_all().build();
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(args.command)));
     match done {
         Ok(code) => code,
         Err(error) => {

@@ -2,13 +2,13 @@
 
 use std::{ops::Range, path::Path};
 
-use proto::join::JoinLine;
+use proto::{id::EdgeId, join::JoinLine};
 use runtime::shutdown::Tasks;
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{ChildStdin, Command},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 
 use super::process::Process;
@@ -23,11 +23,13 @@ pub(crate) struct Edges {
 }
 
 impl Edges {
-    /// Starts it with edges `PREFIX-N` for each number.
+    /// Starts it with edges `PREFIX-N` for each number. Later on, an edge that has a new tunnel goes into `up`, as long
+    /// as there is room.
     pub(crate) fn start(
         (name, prefix): (&str, &str),
         numbers: Range<usize>,
         line: &JoinLine,
+        up: mpsc::Sender<EdgeId>,
         (folder, tasks): (&Path, &Tasks),
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
@@ -40,6 +42,10 @@ impl Edges {
         tasks.spawn(async move {
             let mut lines = BufReader::new(output).lines();
             while let Ok(Some(line)) = lines.next_line().await {
+                if let Some(Ok(edge)) = line.strip_prefix("up=").map(str::parse) {
+                    // Without room nobody listens.
+                    let _ = up.try_send(edge);
+                }
                 let count = line.strip_prefix("connected=").and_then(|rest| rest.split(' ').next()?.parse().ok());
                 if let Some(count) = count {
                     sender.send_replace(count);

@@ -2,7 +2,7 @@
 //! was due, whatever held it up, and every sample is kept.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     ops::Range,
     sync::{
         Arc,
@@ -65,7 +65,7 @@ struct Seen {
     broken: usize,
     broken_with_shard: usize,
     ended_well: usize,
-    examples: Vec<String>,
+    examples: BTreeMap<&'static str, Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -132,7 +132,7 @@ impl Load {
             broken: seen.broken,
             broken_with_shard: seen.broken_with_shard,
             ended_well: seen.ended_well,
-            examples: seen.examples.clone(),
+            examples: seen.examples.values().flatten().cloned().collect(),
         }
     }
 }
@@ -195,7 +195,7 @@ impl Shared {
             }
             Outcome::Failed(end) => end.to_string(),
         };
-        seen.example(format!("request to {edge}: {why}"));
+        seen.example("request", format!("request to {edge}: {why}"));
     }
 
     /// One request when it is due, again and again.
@@ -246,7 +246,7 @@ impl Shared {
                     let lost = link.end();
                     seen.broken_with_shard += usize::from(lost.is_some());
                     let where_ = lost.map_or_else(|| "behind the shard".into(), |end| format!("with its link: {end}"));
-                    seen.example(format!("stream to {edge}: {end} ({where_})"));
+                    seen.example("stream", format!("stream to {edge}: {end} ({where_})"));
                 }
             }
         }
@@ -299,9 +299,10 @@ async fn end(mut stream: Stream) -> Result<(), StreamEnd> {
 }
 
 impl Seen {
-    fn example(&mut self, example: String) {
-        if self.examples.len() < EXAMPLES {
-            self.examples.push(example);
+    fn example(&mut self, kind: &'static str, example: String) {
+        let examples = self.examples.entry(kind).or_default();
+        if examples.len() < EXAMPLES {
+            examples.push(example);
         }
     }
 }

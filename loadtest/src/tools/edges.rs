@@ -27,7 +27,7 @@ use runtime::{
 };
 use tokio::{
     io::AsyncReadExt,
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::{Instant, MissedTickBehavior, interval},
 };
 
@@ -57,7 +57,8 @@ pub(crate) struct EdgesArgs {
     /// How many enrol at once
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
     at_once: u16,
-    /// Goes on to print `connected=N` when edges came or went, and ends with standard input too
+    /// Goes on to print `up=NAME` when an edge has a new tunnel, and `connected=N` when edges came or went; ends with
+    /// standard input too
     #[arg(long)]
     follow: bool,
     /// Prints one JSON object instead of words
@@ -114,6 +115,13 @@ pub(crate) async fn run(args: EdgesArgs) -> anyhow::Result<()> {
 /// Tells how many are connected, until nobody listens any more.
 async fn follow(edges: &[Edge]) -> anyhow::Result<()> {
     let phases: Vec<_> = edges.iter().map(Edge::phase).collect();
+    let since = |phase: &watch::Receiver<Phase>| match &*phase.borrow() {
+        Phase::Connected { since, .. } => Some(*since),
+        Phase::Starting | Phase::Dialing { .. } | Phase::Waiting { .. } | Phase::Refused { .. } | Phase::Stopped => {
+            None
+        }
+    };
+    let mut known: Vec<_> = phases.iter().map(since).collect();
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut input, mut byte, mut before) = (tokio::io::stdin(), [0], phases.len());
@@ -122,7 +130,15 @@ async fn follow(edges: &[Edge]) -> anyhow::Result<()> {
             biased;
             read = input.read(&mut byte) => if read? == 0 { return Ok(()) },
             _ = look.tick() => {
-                let now = phases.iter().filter(|phase| matches!(*phase.borrow(), Phase::Connected { .. })).count();
+                let mut now = 0;
+                for ((edge, phase), known) in edges.iter().zip(&phases).zip(&mut known) {
+                    let since = since(phase);
+                    now += usize::from(since.is_some());
+                    if since.is_some() && since != *known {
+                        say(format_args!("up={}", edge.name()))?;
+                    }
+                    *known = since;
+                }
                 if now != before {
                     say(format_args!("connected={now}"))?;
                     before = now;

@@ -1,14 +1,14 @@
 //! One shard is killed, or falls silent: how soon its edges serve again through the others, what their users are told
 //! meanwhile, and whether anybody else notices.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::HashSet, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
 use loadtest::probe::StreamEnd;
 use parking_lot::Mutex;
 use proto::{api::EdgeView, code::RefuseCode, id::EdgeId};
 use rustix::process::Signal;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::fleet::{
     self, Fleet, Plan,
@@ -22,7 +22,7 @@ const SETTLE: Duration = Duration::from_secs(180);
 /// How long lost edges are asked for.
 const WATCHED: Duration = Duration::from_secs(30);
 /// Pause between an answer that was no service and the next try.
-const AGAIN: Duration = Duration::from_millis(200);
+const AGAIN: Duration = Duration::from_secs(1);
 /// How much slower the others may be.
 const OTHERS: f64 = 1.5;
 /// For how long after the death the others are measured.
@@ -109,6 +109,8 @@ async fn measure(fleet: &mut Fleet, args: &KillArgs) -> anyhow::Result<Report> {
     let quiet = Instant::now();
     sleep(Duration::from_secs_f64(args.before)).await;
     fleet.note(format_args!("{} dies with {} edges", fleet.shards[victim].name, lost.len()));
+    // What came up before is of no interest.
+    while fleet.up.try_recv().is_ok() {}
     let (died, cpu) = (Instant::now(), fleet.cpu());
     if args.silent {
         fleet.shards[victim].signal(Signal::STOP)?;
@@ -116,7 +118,7 @@ async fn measure(fleet: &mut Fleet, args: &KillArgs) -> anyhow::Result<Report> {
         fleet.shards[victim].kill().await?;
     }
     let count = lost.len();
-    let aftermath = watch(fleet, lost, &survivors, died).await?;
+    let aftermath = watch(fleet, lost, &Arc::new(survivors), died).await?;
     sleep_until(died + AFTERMATH).await;
     let used = fleet.cpu().since(&cpu);
     report(args, fleet, &aftermath, count, (load, quiet, died, used)).await
@@ -132,18 +134,27 @@ async fn edges_of(fleet: &Fleet, number: usize) -> anyhow::Result<(Vec<EdgeId>, 
     Ok((names(here), names(elsewhere)))
 }
 
-/// Asks for every lost edge, through a shard that lives, until it serves; and for some of them through any shard, as
-/// users do who do not know.
-async fn watch(fleet: &Fleet, lost: Vec<EdgeId>, through: &[usize], died: Instant) -> anyhow::Result<Aftermath> {
+/// Waits for every lost edge to have a tunnel again, and asks it through a shard that lives whether it serves. One in
+/// ten is asked all the time and through any shard, as users do who know of nothing.
+async fn watch(
+    fleet: &mut Fleet,
+    lost: Vec<EdgeId>,
+    through: &Arc<Vec<usize>>,
+    died: Instant,
+) -> anyhow::Result<Aftermath> {
     let seen = Arc::new(Mutex::new(Aftermath::default()));
     let until = died + WATCHED;
     let mut asking = Vec::with_capacity(lost.len() * 2);
-    for (number, edge) in lost.into_iter().enumerate() {
-        let ways = [Some(through.to_vec()), None];
-        // One in ten is asked for in the second way too.
-        for through in ways.into_iter().take(if number % 10 == 0 { 2 } else { 1 }) {
-            let (edge, ways, seen) = (edge.clone(), fleet.ways.clone(), Arc::clone(&seen));
-            asking.push(fleet.tasks.spawn(async move { ask(&ways, &edge, through, (died, until), &seen).await }));
+    for edge in lost.iter().step_by(10).cloned() {
+        let (ways, seen) = (fleet.ways.clone(), Arc::clone(&seen));
+        asking.push(fleet.tasks.spawn(async move { ask(&ways, &edge, None, (died, until), &seen).await }));
+    }
+    let mut missing: HashSet<_> = lost.into_iter().collect();
+    while let (false, Ok(Some(edge))) = (missing.is_empty(), timeout_at(until, fleet.up.recv()).await) {
+        if missing.remove(&edge) {
+            let (ways, seen, through) = (fleet.ways.clone(), Arc::clone(&seen), Arc::clone(through));
+            asking
+                .push(fleet.tasks.spawn(async move { ask(&ways, &edge, Some(&through), (died, until), &seen).await }));
         }
     }
     for task in asking {
@@ -156,20 +167,21 @@ async fn watch(fleet: &Fleet, lost: Vec<EdgeId>, through: &[usize], died: Instan
 async fn ask(
     ways: &Ways,
     edge: &EdgeId,
-    through: Option<Vec<usize>>,
+    through: Option<&[usize]>,
     (died, until): (Instant, Instant),
     seen: &Mutex<Aftermath>,
 ) {
-    sleep(AGAIN.mul_f64(rand::random())).await;
     while Instant::now() < until {
         let begun = Instant::now();
-        let outcome = ways.request(edge, through.as_deref()).await;
+        let outcome = ways.request(edge, through).await;
         // Only those who ask where it can be answered tell when the edge is back.
         let back = through.is_some().then(|| died.elapsed());
         if seen.lock().note(outcome, begun.elapsed(), back) {
             return;
         }
-        sleep(AGAIN.mul_f64(0.5 + rand::random::<f64>())).await;
+        // Those who ask all the time keep to what a patient user does.
+        let pause = if through.is_some() { AGAIN / 10 } else { AGAIN };
+        sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;
     }
 }
 

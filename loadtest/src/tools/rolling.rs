@@ -11,8 +11,10 @@ use crate::fleet::{self, Fleet, Plan, RETIRED, load, report::Report};
 const GIVE_UP: Duration = Duration::from_secs(180);
 /// How long a shard may take to be ready.
 const READY: Duration = Duration::from_secs(30);
-/// Part of the drain time that ticking streams live at most: they could end in time, so they must.
-const LIFE: f64 = 0.7;
+/// Part of the drain time behind [`LINGER`] that ticking streams live at most: they could end in time, so they must.
+const LIFE: f64 = 0.8;
+/// How long a shard that stops still takes new streams; it is never more than half of the drain time.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Which fleet, and which load.
 #[derive(Debug, Args)]
@@ -29,7 +31,7 @@ pub(crate) struct RollingArgs {
     /// New short streams per second
     #[arg(long, default_value_t = 200.0)]
     rate: f64,
-    /// Seconds that streams have when a shard stops; those that tick live for 0.7 of it at most
+    /// Seconds that streams have when a shard stops; those that tick live for less than that
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(3..=600))]
     drain: u32,
     /// How many seconds to measure before the change
@@ -53,7 +55,8 @@ pub(crate) async fn run(args: RollingArgs) -> anyhow::Result<ExitCode> {
 async fn measure(fleet: &mut Fleet, args: &RollingArgs) -> anyhow::Result<Report> {
     let members = fleet.shards.len();
     fleet.settled(members, GIVE_UP).await?;
-    let longest = Duration::from_secs(args.drain.into()).mul_f64(LIFE);
+    let drain = Duration::from_secs(args.drain.into());
+    let longest = (drain - LINGER.min(drain / 2)).mul_f64(LIFE);
     let plan = load::Plan {
         streams: args.streams,
         rate: args.rate,
