@@ -36,6 +36,9 @@ impl Edges {
         command.args(["edges", "--follow", "--prefix", prefix]);
         command.args(["--first", &numbers.start.to_string(), "--count", &numbers.len().to_string()]);
         command.env("CAUSEWAY_JOIN", line.reveal());
+        // Each socket has 3 MiB of room for what arrives at once, hardly any of which is ever touched; glibc would soon
+        // give it memory that was used before, and clear it. With this it stays address space.
+        command.env("MALLOC_MMAP_THRESHOLD_", "131072");
         let mut process = Process::start_talking(name, command, folder)?;
         let (input, output) = process.talk()?;
         let (sender, connected) = watch::channel(0);

@@ -101,12 +101,17 @@ impl Process {
 
     /// Processor time that it has used, in seconds.
     pub(crate) fn cpu_seconds(&self) -> Option<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()?)).ok()?;
-        // After the name, which is in parentheses: user and system time are the 12th and 13th word, in 1/100 s.
-        let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-        let (user, system): (f64, f64) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some((user + system) / 100.0)
+        cpu_seconds(self.child.id()?)
     }
+}
+
+/// Processor time that a process has used, in seconds.
+pub(crate) fn cpu_seconds(id: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // After the name, which is in parentheses: user and system time are the 12th and 13th word, in 1/100 s.
+    let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let (user, system): (f64, f64) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some((user + system) / 100.0)
 }
 
 fn log(name: &str, folder: &Path) -> anyhow::Result<File> {

@@ -101,11 +101,6 @@ impl Shard {
     pub(crate) fn cpu_seconds(&self) -> Option<f64> {
         self.process.cpu_seconds()
     }
-
-    /// Ends it without waiting for its streams.
-    pub(crate) async fn end(&mut self) {
-        self.process.end().await;
-    }
 }
 
 fn command(name: &str, folder: &Path) -> anyhow::Result<Command> {
