@@ -425,17 +425,14 @@ impl Voice {
         let Self { send, heart, signs, mood, .. } = self;
         let mood = if *mood == Mood::Leaving { Mood::Leaving } else { Mood::Blocked };
         let deadline = Instant::now() + WRITE;
-        let mut write = std::pin::pin!(send.write_one(frame));
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut write => return result.map_err(|_| None),
-                () = sleep_until(deadline) => {
-                    let why = format!("the link has taken nothing for {} s", WRITE.as_secs());
-                    return Err(Some(LinkEnd::new(EndCause::TimedOut, why)));
-                }
-                end = felt(heart, signs, mood) => return Err(Some(end)),
+        tokio::select! {
+            biased;
+            result = send.write_one(frame) => result.map_err(|_| None),
+            () = sleep_until(deadline) => {
+                let why = format!("the link has taken nothing for {} s", WRITE.as_secs());
+                Err(Some(LinkEnd::new(EndCause::TimedOut, why)))
             }
+            end = felt(heart, signs, mood) => Err(Some(end)),
         }
     }
 

@@ -20,8 +20,10 @@ const REBIND: (Duration, Duration) = (Duration::from_secs(3), Duration::from_sec
 /// Silence after which the shard counts as dead: so much more than the period, and the bounds of the sum.
 const SILENCE: (Duration, Duration, Duration) =
     (Duration::from_secs(5), Duration::from_secs(8), Duration::from_secs(12));
-/// Periods without an answer after which a shard counts as dead whose link lives on, and the bounds of the sum.
-const DEAF: (u32, Duration, Duration) = (5, Duration::from_secs(2), Duration::from_secs(24));
+/// How long a shard may give no answer whose link lives, as one does whose way back alone is good: so many periods, at
+/// least; at most so long, or so much more than the period.
+const DEAF: (u32, Duration, Duration, Duration) =
+    (5, Duration::from_secs(2), Duration::from_secs(12), Duration::from_secs(6));
 /// Times that the edge looked in vain, or asked, before it believes: a process that was stopped itself heard nothing
 /// either.
 const IN_VAIN: usize = 3;
@@ -227,7 +229,7 @@ impl Pulse {
     }
 
     fn deaf(&self) -> Duration {
-        (self.period * DEAF.0).clamp(DEAF.1, DEAF.2)
+        (self.period * DEAF.0).clamp(DEAF.1, DEAF.2.max(self.period + DEAF.3))
     }
 
     /// The oldest ping behind which nothing at all has come.
