@@ -109,7 +109,26 @@ async fn planned(cluster: &mut Cluster, operations: usize) -> anyhow::Result<()>
                 Some(shard)
             }
             Op::StartShard(shard) | Op::Order(shard, _) => Some(shard),
-            _ => None,
+            Op::StartEdge(_)
+            | Op::StopEdge(_)
+            | Op::KillEdge(_)
+            | Op::RestartEdge(_)
+            | Op::Roam(_)
+            | Op::Revoke(_)
+            | Op::Cut(_)
+            | Op::Heal
+            | Op::KillShard(_)
+            | Op::RestartShard(_)
+            | Op::PauseShard(..)
+            | Op::AddShard
+            | Op::StartReplica(_)
+            | Op::KillReplica(_)
+            | Op::Database(_)
+            | Op::Jump(_)
+            | Op::Loss(_)
+            | Op::Streams { .. }
+            | Op::Wait(_)
+            | Op::Calm => None,
         };
         if shard.is_some() {
             stopped(cluster).await?;

@@ -72,7 +72,7 @@ impl Rules {
             }
         }
         // A look at each edge costs what a few of its datagrams do.
-        if self.looks % (1 + cluster.edges.len() as u64 / 100) == 0 {
+        if self.looks.is_multiple_of(1 + cluster.edges.len() as u64 / 100) {
             if let Some(name) = cluster.ended_by_itself() {
                 bail!("rule 3: {name} has ended by itself");
             }
