@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fmt::Debug};
 
 use proto::{
     api::{
-        AccessToken, ApiError, EdgeView, EnrolRequest, Enrolled, Presence, RenewFor, RenewRequest, Revoked,
-        ShardOrder, ShardReport, ShardView, TokenCreated, TokenRequest, TokenView, WatchEvent, WhoAmI,
+        AccessToken, ApiError, EdgeView, EnrolRequest, Enrolled, Presence, RenewFor, RenewRequest, Revoked, ShardOrder,
+        ShardReport, ShardView, TokenCreated, TokenRequest, TokenView, WatchEvent, WhoAmI,
     },
     id::EdgeId,
     policy::{Decision, Place, Policy, Rule},

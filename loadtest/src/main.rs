@@ -9,9 +9,12 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
+mod fleet;
 mod tools;
 
-use tools::{check, edges, get, hostile, load, ports, probes, serve};
+use tools::{
+    balance, check, edges, get, hop, hostile, kill, load, outage, ports, probes, rolling, scale_out, serve, storm,
+};
 
 /// Services, load and bad manners, for trying out a mesh.
 #[derive(Debug, Parser)]
@@ -91,18 +94,42 @@ enum Command {
     Probes(probes::ProbesArgs),
     /// Runs many edges in this one process until it is told to stop
     Edges(edges::EdgesArgs),
+    #[command(flatten)]
+    Proof(Proof),
+}
+
+/// What a fleet must hold, proven with real processes; each ends with 0 only if all its goals are met.
+#[derive(Debug, Subcommand)]
+enum Proof {
+    /// Computes how evenly the ring spreads edges, and whom a change of it moves
+    Balance(balance::BalanceArgs),
+    /// Adds a shard to a fleet of real processes under load: nothing may break, nothing may fail
+    ScaleOut(scale_out::ScaleOutArgs),
+    /// Kills a shard, or silences it: its edges must soon serve again, and nobody else may notice
+    Kill(kill::KillArgs),
+    /// Restarts every shard in turn under load: nothing may break, nothing may fail
+    Rolling(rolling::RollingArgs),
+    /// Has very many edges come back to one shard at once
+    Storm(storm::StormArgs),
+    /// Measures what it costs to enter at another shard than the one that holds the edge
+    Hop(hop::HopArgs),
+    /// Takes control and its database away under load: streams and routing go on
+    Outage(outage::OutageArgs),
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     runtime::shutdown::raise_descriptor_limit();
-    let done = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run(args.command)));
+    let mut runtime = if matches!(args.command, Command::Proof(_)) {
+        // Whoever asks around while the load is on must not hold the load up, so that has a thread of its own.
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    let runtime = runtime.worker_threads(1).enable_all().build();
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(args.command)));
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("mesh-loadtest: {error:#}");
             ExitCode::FAILURE
@@ -110,22 +137,36 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> anyhow::Result<()> {
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(args) => serve::run(args).await,
-        Command::Ports { count } => ports::print(count),
-        Command::Get(args) => get::run(args).await,
-        Command::Echo { connect, bytes, say } => load::echo(&connect, bytes, say.as_deref()).await,
-        Command::Check { connect } => check::run(&connect).await,
-        Command::Streams { connect, count, rounds } => load::streams(&connect, count, rounds).await,
+        Command::Proof(proof) => return prove(proof).await,
+        Command::Serve(args) => serve::run(args).await?,
+        Command::Ports { count } => ports::print(count)?,
+        Command::Get(args) => get::run(args).await?,
+        Command::Echo { connect, bytes, say } => load::echo(&connect, bytes, say.as_deref()).await?,
+        Command::Check { connect } => check::run(&connect).await?,
+        Command::Streams { connect, count, rounds } => load::streams(&connect, count, rounds).await?,
         Command::Latency { connect, seconds, fresh } => {
-            load::latency(&connect, Duration::from_secs_f64(seconds), fresh).await
+            load::latency(&connect, Duration::from_secs_f64(seconds), fresh).await?;
         }
-        Command::Pull { connect, bytes } => load::pull(&connect, bytes).await,
-        Command::Hold(args) => hostile::hold(args).await,
-        Command::Garbage(args) => hostile::garbage(args).await,
-        Command::Probes(args) => probes::run(args).await,
-        Command::Edges(args) => edges::run(args).await,
+        Command::Pull { connect, bytes } => load::pull(&connect, bytes).await?,
+        Command::Hold(args) => hostile::hold(args).await?,
+        Command::Garbage(args) => hostile::garbage(args).await?,
+        Command::Probes(args) => probes::run(args).await?,
+        Command::Edges(args) => edges::run(args).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn prove(proof: Proof) -> anyhow::Result<ExitCode> {
+    match proof {
+        Proof::Balance(args) => balance::run(&args),
+        Proof::ScaleOut(args) => scale_out::run(args).await,
+        Proof::Kill(args) => kill::run(args).await,
+        Proof::Rolling(args) => rolling::run(args).await,
+        Proof::Storm(args) => storm::run(args).await,
+        Proof::Hop(args) => hop::run(args).await,
+        Proof::Outage(args) => outage::run(args).await,
     }
 }
 

@@ -1,22 +1,40 @@
-//! Many edges in one process, to see what tunnels cost a shard.
+//! Many edges in one process, to see what tunnels cost a shard, and to be the edges of a fleet.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
 use mesh_edge::{
+    Edge, EdgeParts,
     config::EdgeConfig,
     enrol::{self, EnrolError},
     life::Phase,
 };
-use runtime::{
-    access::AccessLog,
-    identity::IdentityDir,
-    shutdown::{self, Tasks},
+use prometheus::Registry;
+use proto::{
+    api::{EnrolRequest, Enrolled},
+    id::EdgeId,
+    join::JoinLine,
 };
-use tokio::time::Instant;
+use rand::{SeedableRng, rngs::StdRng};
+use runtime::{
+    access::{AccessLog, AccessWriter},
+    api::ApiClient,
+    identity::{Credentials, IdentityDir, NodeKey, certificates},
+    link::quic::Dialer,
+    shutdown::{self, Tasks},
+    tls::{LiveIdentity, TrustBundle},
+};
+use tokio::{
+    io::AsyncReadExt,
+    sync::{Semaphore, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
 
 use crate::say;
+
+/// How often it is looked whether edges came or went.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How many, and where from.
 #[derive(Debug, Args)]
@@ -27,12 +45,22 @@ pub(crate) struct EdgesArgs {
     /// How many
     #[arg(long, default_value_t = 500)]
     count: usize,
-    /// Where they keep their identities
+    /// Number of the first one
+    #[arg(long, default_value_t = 0)]
+    first: usize,
+    /// Where they keep their identities; in memory if it is not given
     #[arg(long, value_name = "FOLDER")]
-    dir: PathBuf,
+    dir: Option<PathBuf>,
     /// What their names begin with
     #[arg(long, default_value = "many")]
     prefix: String,
+    /// How many enrol at once
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    at_once: u16,
+    /// Goes on to print `up=NAME` when an edge has a new tunnel, and `connected=N` when edges came or went; ends with
+    /// standard input too
+    #[arg(long)]
+    follow: bool,
     /// Prints one JSON object instead of words
     #[arg(long)]
     json: bool,
@@ -40,25 +68,26 @@ pub(crate) struct EdgesArgs {
 
 /// Enrols and runs them; prints `connected=N` when all of them are, and ends with a signal.
 pub(crate) async fn run(args: EdgesArgs) -> anyhow::Result<()> {
-    let line = enrol::read_line(args.join.as_deref())?;
+    let line = Arc::new(enrol::read_line(args.join.as_deref())?);
     let begun = Instant::now();
     let tasks = Tasks::new();
+    let (permits, mut starting) = (Arc::new(Semaphore::new(args.at_once.into())), Vec::with_capacity(args.count));
+    for number in args.first..args.first + args.count {
+        let name: EdgeId = format!("{}-{number}", args.prefix).parse()?;
+        let dir = args.dir.as_ref().map(|dir| dir.join(name.as_str()));
+        let (permits, line, inner) = (Arc::clone(&permits), Arc::clone(&line), tasks.clone());
+        starting.push(tasks.spawn(async move {
+            let _permit = permits.acquire().await?;
+            let started = match dir {
+                Some(dir) => on_disk(&line, name.clone(), dir, inner).await,
+                None => in_memory(&line, name.clone(), inner).await,
+            };
+            started.with_context(|| name.to_string())
+        }));
+    }
     let mut edges = Vec::with_capacity(args.count);
-    for number in 0..args.count {
-        let name = format!("{}-{number}", args.prefix);
-        let config = EdgeConfig {
-            data_dir: args.dir.join(&name),
-            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
-            access: AccessLog::Off,
-            drain: Duration::from_secs(1),
-            ..EdgeConfig::default()
-        };
-        let dir = IdentityDir::open(&config.data_dir)?;
-        match enrol::join(&dir, &line, Some(name.parse()?), false).await {
-            Ok(_) | Err(EnrolError::Already { .. }) => {}
-            Err(e) => return Err(e).context(name),
-        }
-        edges.push(mesh_edge::start(config, tasks.clone()).await.with_context(|| name.clone())?);
+    for edge in starting {
+        edges.push(edge.await??);
     }
     for edge in &edges {
         let mut phase = edge.phase();
@@ -70,7 +99,90 @@ pub(crate) async fn run(args: EdgesArgs) -> anyhow::Result<()> {
     } else {
         say(format_args!("connected={connected} seconds={seconds:.1}"))?;
     }
-    shutdown::signal().await?;
+    if args.follow {
+        tokio::select! {
+            biased;
+            signal = shutdown::signal() => drop(signal?),
+            followed = follow(&edges) => followed?,
+        }
+    } else {
+        shutdown::signal().await?;
+    }
     tasks.drained(Duration::from_secs(5)).await;
     Ok(())
+}
+
+/// Tells how many are connected, until nobody listens any more.
+async fn follow(edges: &[Edge]) -> anyhow::Result<()> {
+    let phases: Vec<_> = edges.iter().map(Edge::phase).collect();
+    let since = |phase: &watch::Receiver<Phase>| match &*phase.borrow() {
+        Phase::Connected { since, .. } => Some(*since),
+        Phase::Starting | Phase::Dialing { .. } | Phase::Waiting { .. } | Phase::Refused { .. } | Phase::Stopped => {
+            None
+        }
+    };
+    let mut known: Vec<_> = phases.iter().map(since).collect();
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut input, mut byte, mut before) = (tokio::io::stdin(), [0], phases.len());
+    loop {
+        tokio::select! {
+            biased;
+            read = input.read(&mut byte) => if read? == 0 { return Ok(()) },
+            _ = look.tick() => {
+                let mut now = 0;
+                for ((edge, phase), known) in edges.iter().zip(&phases).zip(&mut known) {
+                    let since = since(phase);
+                    now += usize::from(since.is_some());
+                    if since.is_some() && since != *known {
+                        say(format_args!("up={}", edge.name()))?;
+                    }
+                    *known = since;
+                }
+                if now != before {
+                    say(format_args!("connected={now}"))?;
+                    before = now;
+                }
+            }
+        }
+    }
+}
+
+/// An edge as it is on a machine of its own.
+async fn on_disk(line: &JoinLine, name: EdgeId, data_dir: PathBuf, tasks: Tasks) -> anyhow::Result<Edge> {
+    let config = EdgeConfig {
+        data_dir,
+        admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+        access: AccessLog::Off,
+        drain: Duration::from_secs(1),
+        ..EdgeConfig::default()
+    };
+    let dir = IdentityDir::open(&config.data_dir)?;
+    match enrol::join(&dir, line, Some(name), false).await {
+        Ok(_) | Err(EnrolError::Already { .. }) => {}
+        Err(e) => return Err(e.into()),
+    }
+    mesh_edge::start(config, tasks).await
+}
+
+/// An edge that forgets all when the process ends, and has no admin page.
+async fn in_memory(line: &JoinLine, name: EdgeId, tasks: Tasks) -> anyhow::Result<Edge> {
+    let key = NodeKey::generate()?;
+    let request = EnrolRequest { token: line.token.clone(), name: Some(name), csr: key.csr_pem(&[])? };
+    let enrolled: Enrolled = ApiClient::enrol(line, &request).await?;
+    let credentials = Credentials::new(key, certificates(&enrolled.chain)?)?;
+    let bundle = TrustBundle::from_pem(&enrolled.bundle)?;
+    let identity = LiveIdentity::new(&credentials)?;
+    let config = EdgeConfig {
+        shards: enrolled.shards.into_iter().flat_map(|shard| shard.addresses).collect(),
+        access: AccessLog::Off,
+        drain: Duration::from_secs(1),
+        ..EdgeConfig::default()
+    };
+    let limits = config.link_limits();
+    let dialer = Dialer::new(mesh_edge::client_config(&identity, &bundle, &limits)?, &limits);
+    let access = AccessWriter::start(&config.access, &tasks)?;
+    let (registry, rng) = (Registry::new(), StdRng::from_rng(&mut rand::rng()));
+    let parts = EdgeParts { config, credentials, identity, bundle, dialer, access, registry, rng, store: None };
+    mesh_edge::start_with(parts, tasks)
 }

@@ -29,6 +29,12 @@ impl Times {
         Some(at.as_secs_f64() * 1e3)
     }
 
+    /// How its 99th percentile compares with that of other times; NaN if there are none.
+    pub(crate) fn p99_over(&self, other: &Self) -> f64 {
+        let p99 = |times: &Self| times.per_mille_ms(990).unwrap_or(f64::NAN);
+        p99(self) / p99(other)
+    }
+
     fn ordered(&self) -> Vec<Duration> {
         let mut times = self.0.clone();
         times.sort_unstable();

@@ -1,4 +1,4 @@
-//! Free ports for scripts.
+//! Free ports, for scripts and for processes that are started here.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
@@ -9,19 +9,24 @@ const RANGE: std::ops::Range<u16> = 18_000..32_000;
 
 /// Prints `count` ports that nobody uses.
 pub(crate) fn print(count: usize) -> anyhow::Result<()> {
-    let mut held = Vec::with_capacity(count);
+    free(count)?.into_iter().try_for_each(|port| Ok(say(port)?))
+}
+
+/// Finds `count` ports that nobody uses.
+pub(crate) fn free(count: usize) -> anyhow::Result<Vec<u16>> {
+    let (mut ports, mut held) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for _ in 0..20_000 {
         if held.len() == count {
             break;
         }
         let port = rand::random_range(RANGE);
         if let Some(hold) = hold(port) {
-            say(port)?;
+            ports.push(port);
             held.push(hold);
         }
     }
     anyhow::ensure!(held.len() == count, "this machine has no {count} free ports in {RANGE:?}");
-    Ok(())
+    Ok(ports)
 }
 
 type Held = (TcpListener, UdpSocket, Option<TcpListener>);
