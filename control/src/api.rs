@@ -207,7 +207,7 @@ impl App {
     /// Writes a lease down: each time if other replicas need to see it, else only when it is new or has changed, for
     /// the next start of this process.
     ///
-    /// A lease that other replicas cannot see is none: the shard is told, so that it reports to one that can write.
+    /// A lease that other replicas cannot see is none: the shard is told.
     async fn keep_lease(&self, lease: StoredLease) -> Result<(), StoreError> {
         let replicas = self.store.dialect() == Dialect::Postgres;
         let fresh = |kept: &StoredLease| {

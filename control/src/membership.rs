@@ -189,7 +189,7 @@ impl Membership {
                 tracing::info!(me = self.me, before = seen.leader, "this replica leads");
                 self.census.pardon(&seen, now);
             }
-            causes = self.decide(board, &seen, beat).await?;
+            causes = self.decide(board, &seen, beat, now).await?;
             self.leading = true;
         } else if led {
             tracing::warn!(me = self.me, leader = seen.leader, "another replica leads now");
@@ -262,8 +262,9 @@ impl Membership {
         board: &B,
         seen: &BoardState,
         beat: i64,
+        now: Instant,
     ) -> Result<Vec<(Option<ShardId>, Cause)>, B::Error> {
-        let members = self.census.members(seen);
+        let members = self.census.members(seen, now);
         let reported = seen.leases.iter().map(|l| l.epoch).filter(|e| *e <= seen.ring.epoch.saturating_add(LEAP)).max();
         let top = seen.ring.epoch.max(self.ring.epoch).max(reported.unwrap_or(0));
         if members == seen.ring.members && top == seen.ring.epoch {

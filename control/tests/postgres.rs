@@ -61,11 +61,12 @@ async fn what_one_replica_changes_the_other_one_tells() {
 async fn when_the_leader_is_killed_the_other_replica_leads() {
     let first = World::new(Kind::Postgres).await;
     let doomed = first.doomed().await;
-    // The one that started first leads until it stops, and its next life finds another leader.
+    // The one that started first leads until it stops; then it is the other one's turn.
     until("a leader", 5 * SECOND, async || first.control.metrics.leading.get() == 1).await;
     let led = &doomed.control.metrics.leading;
-    let world = first.restarted(|_| ()).await;
-    until("the next leader", 5 * SECOND, async || led.get() == 1).await;
+    let stopped = first.stopped().await;
+    until("the next leader", SECOND, async || led.get() == 1).await;
+    let world = stopped.started(|_| ()).await;
     assert_eq!(world.control.metrics.leading.get(), 0);
 
     let (here, there) = (world.address(), doomed.address());

@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, fmt::Debug};
 
 use proto::{
     api::{
-        AccessToken, ApiError, EdgeView, EnrolRequest, Enrolled, Presence, RenewFor, RenewRequest, Revoked,
+        AccessToken, ApiError, EdgeView, EnrolRequest, Enrolled, Presence, RenewFor, RenewRequest, Revoked, ShardOrder,
         ShardReport, ShardView, TokenCreated, TokenRequest, TokenView, WatchEvent, WhoAmI,
     },
+    id::EdgeId,
     policy::{Decision, Place, Policy, Rule},
     principal::Principal,
+    ring::{Ring, RingSpec},
     target::{HostPort, Target},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -41,10 +43,33 @@ pub fn api(data: &[u8]) {
     comes_back::<TokenView>(data);
     comes_back::<EdgeView>(data);
     comes_back::<ShardView>(data);
+    comes_back::<ShardOrder>(data);
     comes_back::<Revoked>(data);
     comes_back::<AccessToken>(data);
     comes_back::<WhoAmI>(data);
     comes_back::<ApiError>(data);
+}
+
+/// The ring, as it is kept and sent. Whatever it says, each of its shards is asked once, in an order that two processes
+/// agree on, and the shares of all make up the whole.
+pub fn ring(data: &[u8]) {
+    let Some(spec) = comes_back::<RingSpec>(data) else { return };
+    // A ring of thousands is built as well as one of a few, only slowly.
+    let spec = RingSpec { members: spec.members.into_iter().take(4).collect(), ..spec };
+    let ring = Ring::new(spec.clone());
+    let again = Ring::new(ring.spec());
+    assert_eq!(ring.spec(), again.spec(), "a ring that is sent on becomes another one");
+    assert_eq!(ring.epoch(), spec.epoch);
+    for name in ["a", "shop-1", "edge-0000"] {
+        let Ok(edge) = name.parse::<EdgeId>() else { continue };
+        let order: Vec<_> = ring.preference(&edge).map(|m| &m.shard).collect();
+        assert_eq!(order, again.preference(&edge).map(|m| &m.shard).collect::<Vec<_>>(), "two processes disagree");
+        assert_eq!(order.len(), ring.len(), "a shard is left out, or asked twice: {order:?}");
+        assert!(order.iter().all(|shard| ring.member(shard).is_some()));
+        assert_eq!(ring.owner(&edge).map(|m| &m.shard), order.first().copied());
+    }
+    let whole: f64 = ring.shares().values().sum();
+    assert!(ring.is_empty() || (whole - 1.0).abs() < 1e-6, "the shares make {whole}");
 }
 
 /// A policy, or one rule of it. It decides on any stream without a panic, and a rule more never allows less.
@@ -91,7 +116,7 @@ impl At {
 
 /// One stream of each kind; `None` never, since all names are good.
 fn streams() -> Option<Vec<(Principal, Target, At)>> {
-    let edge = "shop-1".parse::<proto::id::EdgeId>().ok()?;
+    let edge = "shop-1".parse::<EdgeId>().ok()?;
     let site = "berlin".parse::<proto::id::SiteName>().ok()?;
     let to = HostPort::new("10.0.0.5", 22).ok()?;
     let who = [

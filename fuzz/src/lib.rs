@@ -10,11 +10,11 @@ mod door;
 mod text;
 mod wire;
 
-pub use api::{api, rule};
+pub use api::{api, ring, rule};
 pub use certificate::{certificate, client_hello, csr, pem};
 pub use door::{authorization, http_screen};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
-pub use wire::{answer, edge_to_shard, frames, open, shard_to_edge};
+pub use wire::{answer, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
 
 /// A parser by its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -38,7 +38,9 @@ pub const TARGETS: &[Target] = &[
     ("names", names),
     ("open", open),
     ("pem", pem),
+    ("ring", ring),
     ("rule", rule),
     ("shard_to_edge", shard_to_edge),
+    ("shard_to_shard", shard_to_shard),
     ("target", target),
 ];

@@ -4,10 +4,11 @@ use std::fmt::Debug;
 
 use bytes::{Bytes, BytesMut};
 use proto::{
-    frame::{self, FrameError, HEADER, MAX_EDGE_TO_SHARD, MAX_SHARD_TO_EDGE, MAX_STREAM_HEAD},
-    message::{EdgeToShard, MAX_SERVICES, ShardToEdge},
+    frame::{self, FrameError, HEADER, MAX_EDGE_TO_SHARD, MAX_SHARD_TO_EDGE, MAX_SHARD_TO_SHARD, MAX_STREAM_HEAD},
+    message::{EdgeToShard, MAX_AVOIDED, MAX_SERVICES, ShardToEdge},
+    peer::{MAX_ANNOUNCED, MAX_HELD, ShardToShard},
     principal::Principal,
-    stream::{Answer, Open},
+    stream::{Answer, MAX_VIA, Open},
 };
 
 /// A message that was accepted prints as a frame of one body which says the same.
@@ -40,6 +41,9 @@ pub fn edge_to_shard(data: &[u8]) {
     if let EdgeToShard::Announce(services) = &message {
         assert!(services.len() <= MAX_SERVICES && services.iter().all(|s| s.port != 0));
     }
+    if let EdgeToShard::Hello(hello) = &message {
+        assert!(hello.avoid.len() <= MAX_AVOIDED, "{} shards to avoid", hello.avoid.len());
+    }
     let printed = message.clone().encode();
     comes_back(&came, MAX_EDGE_TO_SHARD, Some(message), printed, EdgeToShard::decode);
 }
@@ -52,11 +56,27 @@ pub fn shard_to_edge(data: &[u8]) {
     comes_back(&came, MAX_SHARD_TO_EDGE, Some(message), printed, ShardToEdge::decode);
 }
 
+/// Bodies of frames from shard to shard.
+pub fn shard_to_shard(data: &[u8]) {
+    let came = Bytes::copy_from_slice(&data[..data.len().min(MAX_SHARD_TO_SHARD)]);
+    let Ok(Some(message)) = ShardToShard::decode(came.clone()) else { return };
+    let (len, max) = match &message {
+        ShardToShard::Greeting { version, .. } => (version.chars().count(), 64),
+        ShardToShard::Held { edges, .. } => (edges.len(), MAX_HELD),
+        ShardToShard::Released(edges) => (edges.len(), MAX_HELD),
+        ShardToShard::Announced(services) => (services.len(), MAX_ANNOUNCED),
+    };
+    assert!(len <= max, "{len}, where {max} are allowed: {message:?}");
+    let printed = message.clone().encode();
+    comes_back(&came, MAX_SHARD_TO_SHARD, Some(message), printed, ShardToShard::decode);
+}
+
 /// Bodies of `Open` frames.
 pub fn open(data: &[u8]) {
     let came = Bytes::copy_from_slice(&data[..data.len().min(MAX_STREAM_HEAD)]);
     let Ok(open) = Open::decode(came.clone()) else { return };
     assert!(open.door.len() <= 1024, "a door of {} bytes", open.door.len());
+    assert!(open.via.len() <= MAX_VIA, "{} shards passed", open.via.len());
     if let Some(Principal::User { groups, .. }) = &open.principal {
         assert!(groups.len() <= 64, "{} groups", groups.len());
     }

@@ -95,10 +95,14 @@ impl From<StreamError> for StreamEnd {
 /// # Errors
 /// With how it ended, if it was not opened.
 pub async fn open(link: &Link, edge: &EdgeId) -> Result<Stream, StreamEnd> {
+    let stream = link.open().await.map_err(|e| StreamEnd::Broken(e.to_string()))?;
+    ask(stream, edge).await
+}
+
+async fn ask(mut stream: Stream, edge: &EdgeId) -> Result<Stream, StreamEnd> {
     let head = Open::new(Target::Probe { edge: edge.clone() })
         .encode()
         .map_err(|e| StreamEnd::Wrong(format!("the Open cannot be encoded: {e}")))?;
-    let mut stream = link.open().await.map_err(|e| StreamEnd::Broken(e.to_string()))?;
     stream.send.write_one(head).await?;
     let mut reader = FrameReader::new(MAX_STREAM_HEAD);
     let body = match reader.next(&mut stream.recv).await {
@@ -117,17 +121,33 @@ pub async fn open(link: &Link, edge: &EdgeId) -> Result<Stream, StreamEnd> {
     }
 }
 
+/// Opens a stream, and waits no longer than this for the answer once the link has room for one more; `None` if there is
+/// no answer by then.
+pub async fn open_within(link: &Link, edge: &EdgeId, patience: Duration) -> Option<Result<Stream, StreamEnd>> {
+    match link.open().await {
+        Ok(stream) => timeout(patience, ask(stream, edge)).await.ok(),
+        Err(end) => Some(Err(StreamEnd::Broken(end.to_string()))),
+    }
+}
+
 /// Opens a stream, sends the load, compares the echo.
 pub async fn run(link: &Link, edge: &EdgeId, load: &Load) -> StreamEnd {
-    match timeout(load.deadline, exchange(link, edge, load)).await {
+    match open(link, edge).await {
+        Ok(stream) => run_on(stream, load).await,
+        Err(end) => end,
+    }
+}
+
+/// Sends the load on an open stream, and compares the echo.
+pub async fn run_on(stream: Stream, load: &Load) -> StreamEnd {
+    match timeout(load.deadline, exchange(stream, load)).await {
         Ok(Ok(())) => StreamEnd::Exact,
         Ok(Err(end)) => end,
         Err(_) => StreamEnd::Wrong(format!("no end within {} s", load.deadline.as_secs())),
     }
 }
 
-async fn exchange(link: &Link, edge: &EdgeId, load: &Load) -> Result<(), StreamEnd> {
-    let mut stream = open(link, edge).await?;
+async fn exchange(mut stream: Stream, load: &Load) -> Result<(), StreamEnd> {
     let result = tokio::try_join!(write(&mut stream.send, load), compare(&mut stream.recv, load));
     if result.is_err() {
         stream.abort(ResetCode::Cancelled);

@@ -8,7 +8,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     hash::{DefaultHasher, Hash, Hasher},
     io,
     net::{IpAddr, SocketAddr},
@@ -22,7 +22,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use runtime::shutdown::Tasks;
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 mod log;
@@ -33,6 +33,8 @@ use socket::{Inbox, SimSocket};
 
 /// How much a link with a rate holds back before it drops.
 const QUEUE: Duration = Duration::from_millis(200);
+/// Pauses before a message is sent again, as TCP makes them: the first, and the longest.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
 
 /// One direction between two hosts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,6 +69,9 @@ struct World {
     began: Instant,
     usual: Path,
     lines: BTreeMap<(IpAddr, IpAddr), Line>,
+    frozen: BTreeSet<IpAddr>,
+    /// When a host last had a trouble of its own.
+    troubled: BTreeMap<IpAddr, Instant>,
     plugs: BTreeMap<SocketAddr, u64>,
     sockets: BTreeMap<u64, Plugged>,
     flying: BinaryHeap<Reverse<Flight>>,
@@ -86,6 +91,8 @@ struct Plugged {
 struct Line {
     path: Path,
     cut: bool,
+    /// When it was last cut, healed or changed.
+    touched: Instant,
     chance: StdRng,
     busy_until: Instant,
 }
@@ -117,6 +124,8 @@ impl Net {
             began: Instant::now(),
             usual,
             lines: BTreeMap::new(),
+            frozen: BTreeSet::new(),
+            troubled: BTreeMap::new(),
             plugs: BTreeMap::new(),
             sockets: BTreeMap::new(),
             flying: BinaryHeap::new(),
@@ -127,6 +136,12 @@ impl Net {
         let net = Self { world: Arc::new(Mutex::new(world)), sooner: Arc::new(Notify::new()) };
         tasks.spawn(tasks.token().run_until_cancelled_owned(net.clone().deliver()));
         net
+    }
+
+    /// The seed of its chance.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.world.lock().seed
     }
 
     /// Opens an endpoint; whoever had the address before is cut off, as by the death of its host.
@@ -168,6 +183,7 @@ impl Net {
     /// Pulls the plug of an address: nothing leaves it or reaches it any more, and its program never hears of it.
     pub fn unplug(&self, address: SocketAddr) {
         let mut world = self.world.lock();
+        world.trouble(address.ip());
         if let Some(number) = world.plugs.remove(&address) {
             world.sockets.remove(&number);
         }
@@ -193,7 +209,7 @@ impl Net {
     pub fn set_all(&self, path: Path) {
         let mut world = self.world.lock();
         world.usual = path;
-        world.lines.values_mut().for_each(|line| line.path = path);
+        world.lines.values_mut().for_each(|line| line.change(|line| line.path = path));
     }
 
     /// Swallows everything between two hosts, without a word to either.
@@ -203,7 +219,7 @@ impl Net {
 
     /// Swallows everything in one direction.
     pub fn cut_one_way(&self, from: IpAddr, to: IpAddr) {
-        self.world.lock().line(from, to).cut = true;
+        self.world.lock().line(from, to).change(|line| line.cut = true);
     }
 
     /// Lets datagrams pass again.
@@ -211,9 +227,65 @@ impl Net {
         self.both(a, b, |line| line.cut = false);
     }
 
-    /// Lets datagrams pass everywhere.
+    /// Lets datagrams pass everywhere, to and from hosts that were frozen as well.
     pub fn heal_all(&self) {
-        self.world.lock().lines.values_mut().for_each(|line| line.cut = false);
+        let mut world = self.world.lock();
+        world.lines.values_mut().filter(|line| line.cut).for_each(|line| line.change(|line| line.cut = false));
+        for host in std::mem::take(&mut world.frozen) {
+            world.trouble(host);
+        }
+    }
+
+    /// Lets nothing in or out of a host, whoever the other side is.
+    pub fn freeze(&self, host: IpAddr) {
+        let mut world = self.world.lock();
+        world.frozen.insert(host);
+        world.trouble(host);
+    }
+
+    /// The end of [`Net::freeze`].
+    pub fn thaw(&self, host: IpAddr) {
+        let mut world = self.world.lock();
+        if world.frozen.remove(&host) {
+            world.trouble(host);
+        }
+    }
+
+    /// Notes that a host has a trouble of its own: its process died, or was started.
+    pub fn trouble(&self, host: IpAddr) {
+        self.world.lock().trouble(host);
+    }
+
+    /// Whether nothing passes from one host to another now.
+    #[must_use]
+    pub fn is_cut(&self, from: IpAddr, to: IpAddr) -> bool {
+        self.world.lock().is_cut(from, to)
+    }
+
+    /// Whether two hosts had nothing to suffer since then, neither on the way between them nor themselves.
+    #[must_use]
+    pub fn is_undisturbed(&self, a: IpAddr, b: IpAddr, since: Instant) -> bool {
+        let world = self.world.lock();
+        let line = |from, to| world.lines.get(&(from, to)).is_none_or(|line| !line.cut && line.touched <= since);
+        let host = |host| !world.frozen.contains(&host) && world.troubled.get(&host).is_none_or(|when| *when <= since);
+        line(a, b) && line(b, a) && host(a) && host(b)
+    }
+
+    /// Carries a message from host to host as TCP does: what is lost is sent again, ever less often. Completes when it
+    /// is there, and not as long as there is no way.
+    pub async fn carry(&self, from: IpAddr, to: IpAddr) {
+        let mut pause = AGAIN.0;
+        loop {
+            let fate = self.world.lock().message(from, to);
+            if let Fate::Flies(after) = fate {
+                sleep(after).await;
+                if !self.is_cut(from, to) {
+                    return;
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(AGAIN.1);
+        }
     }
 
     /// Sends datagrams of random length with random bytes, from an address that nobody has.
@@ -255,8 +327,8 @@ impl Net {
 
     fn both(&self, a: IpAddr, b: IpAddr, change: impl Fn(&mut Line)) {
         let mut world = self.world.lock();
-        change(world.line(a, b));
-        change(world.line(b, a));
+        world.line(a, b).change(&change);
+        world.line(b, a).change(&change);
     }
 
     fn address_of(&self, number: u64) -> Option<SocketAddr> {
@@ -303,15 +375,36 @@ impl World {
         self.lines.entry((from, to)).or_insert_with(|| Line {
             path,
             cut: false,
+            touched: self.began,
             chance: StdRng::seed_from_u64(chance),
             busy_until: Instant::now(),
         })
     }
 
+    fn trouble(&mut self, host: IpAddr) {
+        self.troubled.insert(host, Instant::now());
+    }
+
+    fn is_cut(&mut self, from: IpAddr, to: IpAddr) -> bool {
+        self.frozen.contains(&from) || self.frozen.contains(&to) || self.line(from, to).cut
+    }
+
+    /// What becomes of so many bytes that are sent now.
+    fn fate(&mut self, from: IpAddr, to: IpAddr, size: usize) -> Fate {
+        let (now, frozen) = (Instant::now(), self.frozen.contains(&from) || self.frozen.contains(&to));
+        self.line(from, to).fate(now, size, frozen)
+    }
+
+    fn message(&mut self, from: IpAddr, to: IpAddr) -> Fate {
+        let (fate, at) = (self.fate(from, to, 0), self.began.elapsed());
+        self.log.push(Entry::Message { at, from, to, fate });
+        fate
+    }
+
     /// Sends a datagram on its way. Returns whether it is the next to arrive.
     fn launch(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) -> bool {
         let (now, size) = (Instant::now(), datagram.len());
-        let fate = self.line(from.ip(), to.ip()).fate(now, size);
+        let fate = self.fate(from.ip(), to.ip(), size);
         let at = now - self.began;
         self.log.push(Entry::Datagram { at, from, to, size, fate });
         let Fate::Flies(after) = fate else { return false };
@@ -332,7 +425,7 @@ impl World {
             }
             let Reverse(Flight { from, to, datagram, .. }) = self.flying.pop()?;
             let (at, size) = (now - self.began, datagram.len());
-            let cut = self.line(from.ip(), to.ip()).cut;
+            let cut = self.is_cut(from.ip(), to.ip());
             let inbox = self.plugs.get(&to).and_then(|number| self.sockets.get(number)).map(|p| &p.inbox);
             let fate = match inbox {
                 _ if cut => Fate::Cut,
@@ -346,10 +439,15 @@ impl World {
 }
 
 impl Line {
-    fn fate(&mut self, now: Instant, size: usize) -> Fate {
+    fn change(&mut self, change: impl FnOnce(&mut Self)) {
+        self.touched = Instant::now();
+        change(self);
+    }
+
+    fn fate(&mut self, now: Instant, size: usize, frozen: bool) -> Fate {
         // Drawn for every datagram, so that a cut or a change of the path does not shift what chance holds for later.
         let (lost, jitter) = (self.chance.random::<f64>(), self.chance.random::<f64>());
-        if self.cut {
+        if self.cut || frozen {
             return Fate::Cut;
         }
         if lost < self.path.loss {

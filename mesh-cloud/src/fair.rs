@@ -30,7 +30,7 @@ impl Arrivals {
         if all.len() >= REMEMBERED {
             all.clear();
         }
-        let (tokens, at) = all.get(edge).copied().unwrap_or((f64::from(BURST), now));
+        let (tokens, at) = all.get(edge).copied().unwrap_or_else(|| (f64::from(BURST), now));
         let tokens = refilled(tokens, at, now);
         if tokens < 1.0 {
             return Err(REFILL.mul_f64(1.0 - tokens));

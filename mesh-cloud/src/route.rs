@@ -198,7 +198,7 @@ impl Router {
             },
             Way::Elsewhere(elsewhere) => self.elsewhere(&request, elsewhere).await?,
         };
-        let trail = self.trail(&request, record, begun, (lease, count), &routed);
+        let trail = self.trail(&request, record, (begun, lease, count), &routed);
         Ok(Pending { stream, trail, routed })
     }
 
@@ -247,10 +247,10 @@ impl Router {
         &self,
         request: &Request,
         record: &mut AccessRecord,
-        begun: Instant,
-        (lease, count): (Option<Lease>, Option<StreamCount>),
+        held: (Instant, Option<Lease>, Option<StreamCount>),
         routed: &Routed,
     ) -> Trail {
+        let (begun, lease, count) = held;
         record.rule.clone_from(&routed.rule);
         record.edge = routed.edge.to_string();
         if routed.shard != self.0.shard {

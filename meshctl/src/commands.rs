@@ -14,6 +14,7 @@ pub(crate) mod login;
 pub(crate) mod ping;
 pub(crate) mod policy;
 pub(crate) mod proxy;
+pub(crate) mod ring;
 pub(crate) mod shard;
 pub(crate) mod ssh;
 pub(crate) mod token;
@@ -46,6 +47,7 @@ pub(crate) enum Command {
     Token(token::TokenArgs),
     Edge(edge::EdgeArgs),
     Shard(shard::ShardArgs),
+    Ring(ring::RingArgs),
     User(user::UserArgs),
     Policy(policy::PolicyArgs),
     Ssh(ssh::SshArgs),
@@ -69,6 +71,7 @@ impl Command {
             Self::Token(args) => token::run(context, args).await,
             Self::Edge(args) => edge::run(context, args).await,
             Self::Shard(args) => shard::run(context, args).await,
+            Self::Ring(args) => ring::run(context, args).await,
             Self::User(args) => user::run(context, args).await,
             Self::Policy(args) => policy::run(context, args).await,
             Self::Ssh(args) => ssh::run(context, args),

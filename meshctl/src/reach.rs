@@ -12,6 +12,7 @@ use proto::{
     stream::{Answer, Open, Refusal},
     target::{HostPort, Target},
 };
+use rand::seq::SliceRandom;
 use runtime::{
     frames::FrameReader,
     link::{
@@ -70,10 +71,10 @@ impl OpenError {
     /// Whether another shard may do better.
     fn is_the_shards(&self) -> bool {
         match self {
-            Self::Refused(refusal) => matches!(
-                refusal.code,
-                RefuseCode::Draining | RefuseCode::EdgeOffline | RefuseCode::ServiceUnknown | RefuseCode::LimitReached
-            ),
+            // Every shard reaches every edge, so what one says of an edge holds for all.
+            Self::Refused(refusal) => {
+                matches!(refusal.code, RefuseCode::Draining | RefuseCode::LimitReached | RefuseCode::LoopDetected)
+            }
             Self::Link(end) => match end.cause {
                 EndCause::Closed(code) => matches!(
                     code,
@@ -183,6 +184,8 @@ impl Session {
     async fn over_some_shard<T>(&self, work: impl AsyncFn(Link) -> Result<T, OpenError>) -> Result<T, Failure> {
         let dialer = self.dialer()?;
         let mut shards = self.shards().await?;
+        // Whichever comes first is as good as any other, and together people's tools should load them all alike.
+        shards.shuffle(&mut rand::rng());
         let mut troubles = Troubles::default();
         for round in 0..2 {
             let mut link_lost = shards.is_empty();
@@ -210,7 +213,10 @@ impl Session {
             }
             // The list may be an old note; control knows better.
             match self.fresh_shards().await {
-                Ok(now) if round == 0 && now != shards => shards = now,
+                Ok(mut now) if round == 0 && !same(&now, &shards) => {
+                    now.shuffle(&mut rand::rng());
+                    shards = now;
+                }
                 Ok(_) | Err(_) => break,
             }
         }
@@ -259,6 +265,11 @@ impl From<Troubles> for Failure {
             _ => Self::Unreachable(all),
         }
     }
+}
+
+/// Whether two lists name the same shards at the same addresses.
+fn same(a: &[Candidate], b: &[Candidate]) -> bool {
+    a.len() == b.len() && a.iter().all(|shard| b.contains(shard))
 }
 
 async fn dial_shard(dialer: &Dialer, shard: &Candidate) -> Result<Link, Failure> {

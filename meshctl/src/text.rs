@@ -35,6 +35,11 @@ pub(crate) fn millis(span: Duration) -> String {
     if ms < 10.0 { format!("{ms:.2} ms") } else { format!("{ms:.1} ms") }
 }
 
+/// A part of a whole, from 0 to 1: `33.3 %`.
+pub(crate) fn percent(part: f64) -> String {
+    format!("{:.1} %", part * 100.0)
+}
+
 /// Reads a span: a number with `s`, `m`, `h` or `d` behind it.
 ///
 /// # Errors

@@ -46,6 +46,7 @@ pub struct Link {
 #[derive(Clone, Debug)]
 struct Own {
     endpoint: quinn::Endpoint,
+    socket: Arc<ConnectedSocket>,
     signs: SignSender,
 }
 
@@ -68,9 +69,8 @@ impl Link {
     /// # Errors
     /// If there is no way to the other side; then nothing has changed.
     pub fn rebind(&self) -> std_io::Result<bool> {
-        let Some(Own { endpoint, signs }) = &self.own else { return Ok(false) };
-        let socket = ConnectedSocket::open(self.connection.remote_address(), Arc::clone(signs))?;
-        endpoint.rebind_abstract(Arc::new(socket))?;
+        let Some(own) = &self.own else { return Ok(false) };
+        own.socket.replace()?;
         Ok(true)
     }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use proto::{
+    api::ShardState,
     id::ShardId,
     ring::{MAX_WEIGHT, Member},
 };
@@ -18,6 +19,10 @@ const RETURN: Duration = Duration::from_secs(3);
 /// blind has heard nobody for four seconds when the first lease ends.
 const PROOF: Duration = Duration::from_secs(3);
 
+/// How long a shard that says it stops is believed. It reports to every replica, and an older word of it may come later
+/// by another one.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// What is known about the life of each shard.
 #[derive(Debug, Default)]
 pub(super) struct Census {
@@ -32,6 +37,8 @@ struct Sighting {
     /// When it moved last, or when a fresh lease was given.
     moved: Instant,
     life: Life,
+    /// When it said last that it stops.
+    left: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +54,10 @@ enum Life {
 }
 
 impl Sighting {
+    const fn new(beat: Option<i64>, life: Life, now: Instant) -> Self {
+        Self { beat, moved: now, life, left: None }
+    }
+
     fn beats(&mut self, beat: i64, now: Instant) {
         self.life = match self.life {
             Life::Quiet | Life::Living => Life::Living,
@@ -67,17 +78,20 @@ impl Census {
                 signs |= serves;
                 // A record that was there before may be that of a shard which died long ago.
                 let life = if blind { Life::Quiet } else { Life::Living };
-                self.shards.insert(lease.name.clone(), Sighting { beat: Some(lease.beat), moved: now, life });
+                self.shards.insert(lease.name.clone(), Sighting::new(Some(lease.beat), life, now));
                 continue;
             };
             if sighting.beat != Some(lease.beat) {
                 signs |= serves;
                 sighting.beats(lease.beat, now);
+                if lease.state == ShardState::Draining {
+                    sighting.left = Some(now);
+                }
             }
         }
         self.shards.retain(|shard, _| seen.lease(shard).is_some() || is_member(seen, shard));
         for member in &seen.ring.members {
-            let unknown = || Sighting { beat: None, moved: now, life: Life::Living };
+            let unknown = || Sighting::new(None, Life::Living, now);
             self.shards.entry(member.shard.clone()).or_insert_with(unknown);
         }
         if blind || (self.held && signs) {
@@ -102,8 +116,11 @@ impl Census {
     }
 
     /// Who is to be in the ring, by name.
-    pub(super) fn members(&self, seen: &BoardState) -> Vec<Member> {
-        let living = self.shards.iter().filter(|(shard, s)| s.life == Life::Living && seen.is_out(shard).is_none());
+    pub(super) fn members(&self, seen: &BoardState, now: Instant) -> Vec<Member> {
+        let stays = |s: &Sighting| s.left.is_none_or(|left| now.saturating_duration_since(left) >= LEAVING);
+        let serves =
+            |(shard, s): &(&ShardId, &Sighting)| s.life == Life::Living && stays(s) && seen.is_out(shard).is_none();
+        let living = self.shards.iter().filter(serves);
         let member = |shard: &ShardId| match seen.lease(shard) {
             Some(lease) => Some(Member {
                 shard: shard.clone(),

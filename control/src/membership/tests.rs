@@ -216,6 +216,21 @@ async fn a_shard_that_is_silent_for_less_than_its_lease_changes_nothing() {
 }
 
 #[tokio::test]
+async fn an_older_word_that_comes_later_brings_nobody_back() {
+    let mut story = Story::with(2, &["a", "b"]).await;
+    story.reporting.remove("b");
+    story.report("b", |l| l.state = ShardState::Draining);
+    story.until(&["a"]).await;
+    let epoch = story.epoch();
+    // By way of another replica.
+    story.report("b", |l| l.state = ShardState::Serving);
+    story.step().await;
+    story.report("b", |l| l.state = ShardState::Draining);
+    story.wait(5).await;
+    assert_eq!(story.epoch(), epoch);
+}
+
+#[tokio::test]
 async fn a_shard_that_reports_now_and_then_stays_out() {
     let mut story = Story::with(1, &["a", "flap"]).await;
     story.reporting.remove("flap");
@@ -327,12 +342,14 @@ async fn a_database_that_was_away_takes_nobody_out() {
 async fn a_replica_that_was_paused_gives_everybody_time() {
     let mut story = Story::with(1, &["a", "b"]).await;
     let epoch = story.epoch();
-    // The whole machine stood still: no report was taken either, and then the first ones trickle in.
+    // The whole machine stood still: no report was taken either, and then they trickle in, one before the first round.
+    story.reporting.clear();
     story.ms += 30_000;
-    story.step().await;
     story.report("a", |_| ());
+    story.reporting.insert("a");
     story.wait(4).await;
     story.report("b", |_| ());
+    story.reporting.insert("b");
     story.wait(20).await;
     assert_eq!(story.epoch(), epoch);
 }
@@ -383,7 +400,7 @@ async fn a_leader_that_was_replaced_unawares_cannot_put_its_ring() {
     }
     let mut stale = seen.clone();
     stale.leases[0].weight = 7;
-    assert_eq!(old.decide(&board, &stale, beat).await.unwrap(), []);
+    assert_eq!(old.decide(&board, &stale, beat, now).await.unwrap(), []);
     assert_eq!(board.load().await.unwrap().ring, seen.ring);
     assert_eq!(old.known().ring, seen.ring, "what was not put is not in force");
     assert!(!old.round(&board, now).await.unwrap().leading);

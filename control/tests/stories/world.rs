@@ -133,13 +133,15 @@ impl World {
 
     /// Stops it as a signal would, and starts it again.
     pub(crate) async fn restarted(self, change: impl FnOnce(&mut ControlConfig)) -> Self {
-        let Self { control, mut config, dir, database, tasks } = self;
+        self.stopped().await.started(change).await
+    }
+
+    /// Stops it as a signal would.
+    pub(crate) async fn stopped(self) -> Stopped {
+        let Self { control, config, dir, database, tasks } = self;
         assert_eq!(tasks.drained(Duration::from_secs(10)).await, 0, "everything ends in time");
         control.close().await;
-        change(&mut config);
-        let tasks = Tasks::new();
-        let control = start(config.clone(), tasks.clone()).await.unwrap();
-        Self { control, config, dir, database, tasks }
+        Stopped { config, dir, database }
     }
 
     /// The end of each story: nothing is left running.
@@ -192,6 +194,24 @@ impl World {
         };
         let enrolled = ApiClient::enrol(join, &request).await?;
         Ok(Member::new(&self.address(), key, &enrolled))
+    }
+}
+
+/// A control between two lives.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    config: ControlConfig,
+    dir: TempDir,
+    database: Option<Arc<Database>>,
+}
+
+impl Stopped {
+    pub(crate) async fn started(self, change: impl FnOnce(&mut ControlConfig)) -> World {
+        let Self { mut config, dir, database } = self;
+        change(&mut config);
+        let tasks = Tasks::new();
+        let control = start(config.clone(), tasks.clone()).await.unwrap();
+        World { control, config, dir, database, tasks }
     }
 }
 

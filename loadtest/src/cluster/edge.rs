@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use super::{
     Layout,
     authority::{Authority, again},
+    hand::{HandEdge, Version},
     host,
 };
 use crate::simnet::{Net, seed_for};
@@ -42,6 +43,9 @@ pub struct EdgeSeat {
     pub running: Option<EdgeProcess>,
     /// Whether its certificate is revoked.
     pub revoked: bool,
+    /// Of the software that is started here.
+    pub version: Version,
+    hand: Option<(HandEdge, Tasks, SocketAddr)>,
     credentials: Credentials,
     starts: u16,
     past: Vec<mesh_edge::metrics::Metrics>,
@@ -67,6 +71,8 @@ impl EdgeSeat {
             host: host(1, i),
             running: None,
             revoked: false,
+            version: Version::This,
+            hand: None,
             credentials: authority.issue(&format!("edge/{name}")),
             starts: 0,
             past: Vec::new(),
@@ -83,6 +89,8 @@ impl EdgeSeat {
             host,
             running: None,
             revoked: self.revoked,
+            version: self.version,
+            hand: None,
             credentials: again(&self.credentials)?,
             starts: 0,
             past: Vec::new(),
@@ -103,6 +111,16 @@ impl EdgeSeat {
         let config = EdgeConfig { shards, drain: DRAIN, ..EdgeConfig::default() };
         let limits = layout.limits(config.link_limits());
         let client = mesh_edge::client_config(&identity, bundle, &limits)?;
+        let dialer = Dialer::from_endpoint(net.endpoint(address, None)?, client, &limits);
+        if self.version != Version::This {
+            let (tasks, chance) = (Tasks::new(), seed_for(seed, (address, "by hand")));
+            let bootstrap = config.shards.iter().map(|s| s.parse()).collect::<Result<_, _>>()?;
+            // Up to an hour ahead or behind.
+            let skew = (chance % 7_200_000) as i64 - 3_600_000;
+            let edge = HandEdge::start((&self.name, self.version), dialer, bootstrap, (chance, skew), &tasks);
+            self.hand = Some((edge, tasks, address));
+            return Ok(());
+        }
         // Shards write the records of these streams; an edge's own would only be counted twice.
         let (access, _) = mpsc::channel(1);
         let tasks = Tasks::new();
@@ -111,7 +129,7 @@ impl EdgeSeat {
             credentials,
             identity,
             bundle: bundle.clone(),
-            dialer: Dialer::from_endpoint(net.endpoint(address, None)?, client, &limits),
+            dialer,
             access: AccessWriter::to_channel(access),
             registry: Registry::new(),
             rng: StdRng::seed_from_u64(seed_for(seed, (address, "dice"))),
@@ -121,6 +139,27 @@ impl EdgeSeat {
         self.past.push(edge.metrics().clone());
         self.running = Some(EdgeProcess { edge, tasks, address });
         Ok(())
+    }
+
+    /// Asks the process to stop. Returns its tasks, if one ran.
+    pub(super) fn stop(&mut self) -> Option<Tasks> {
+        let real = self.running.take().map(|process| process.tasks);
+        let tasks = real.or_else(|| self.hand.take().map(|(_, tasks, _)| tasks))?;
+        tasks.stop();
+        Some(tasks)
+    }
+
+    /// Whether a process runs.
+    #[must_use]
+    pub const fn runs(&self) -> bool {
+        self.running.is_some() || self.hand.is_some()
+    }
+
+    /// From where it dials.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        let real = self.running.as_ref().map(|p| p.address);
+        real.or_else(|| self.hand.as_ref().map(|(_, _, address)| *address))
     }
 
     /// Of its certificate.
@@ -139,6 +178,7 @@ impl EdgeSeat {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         matches!(self.phase(), Some(Phase::Connected { .. }))
+            || self.hand.as_ref().is_some_and(|(edge, ..)| edge.is_connected())
     }
 
     /// Whether `/readyz` would say yes.
@@ -155,6 +195,12 @@ impl EdgeSeat {
         families.iter().flat_map(|f| f.get_metric()).map(|m| m.get_counter().get_value() as u64).sum()
     }
 
+    /// How often a shard has welcomed a process that ran here.
+    #[must_use]
+    pub fn tunnels(&self) -> u64 {
+        self.past.iter().map(|m| m.dials.with_label_values(&["welcome"]).get()).sum()
+    }
+
     pub(super) fn check_left(&self) -> anyhow::Result<()> {
         for metrics in &self.past {
             let gauges = [metrics.connected.get(), metrics.streams_active.get()];
@@ -166,7 +212,10 @@ impl EdgeSeat {
     pub(super) fn state(&self) -> String {
         match (self.phase(), &self.running) {
             (Some(phase), Some(p)) => format!("{} {phase:?}; ready: {}", p.address, p.edge.ready().is_ready()),
-            (None, _) | (_, None) => "does not run".to_owned(),
+            (None, _) | (_, None) => match &self.hand {
+                Some((edge, _, address)) => format!("{address} {:?}; connected: {}", self.version, edge.is_connected()),
+                None => "does not run".to_owned(),
+            },
         }
     }
 }

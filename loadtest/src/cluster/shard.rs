@@ -1,6 +1,9 @@
 //! A shard of a simulated mesh: its place, and the process that may run there.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use mesh_cloud::{
     Parts, Shard,
@@ -10,7 +13,11 @@ use mesh_cloud::{
     state::MeshState,
 };
 use prometheus::Registry;
-use proto::id::{EdgeId, ShardId};
+use proto::{
+    id::{EdgeId, ShardId},
+    ring::{Ring, WEIGHT},
+};
+use rand::{SeedableRng, rngs::StdRng};
 use runtime::{
     access::AccessWriter,
     admin::Ready,
@@ -20,12 +27,14 @@ use runtime::{
     tls::{LiveIdentity, TrustBundle},
 };
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Layout, address,
     authority::{Authority, again},
+    control::{Directory, follow::Following},
 };
-use crate::simnet::Net;
+use crate::simnet::{Net, seed_for};
 
 /// Where shards listen.
 const PORT: u16 = 7400;
@@ -39,7 +48,13 @@ pub struct ShardSeat {
     pub address: SocketAddr,
     /// The process, if one runs.
     pub running: Option<ShardProcess>,
+    /// How much its next process takes, compared with others.
+    pub weight: u32,
+    /// Processes that ran here.
+    pub starts: u32,
     credentials: Credentials,
+    /// Ends what is left of the process that ran here last.
+    last: Option<CancellationToken>,
 }
 
 /// A shard that runs.
@@ -55,6 +70,11 @@ pub struct ShardProcess {
     pub live: LiveCredentials,
     /// What `/readyz` would say.
     pub ready: Ready,
+    /// What it was told by control.
+    pub state: watch::Receiver<Arc<MeshState>>,
+    /// Those of its tasks that speak with control.
+    pub following: Tasks,
+    pub(super) killed: CancellationToken,
 }
 
 impl ShardSeat {
@@ -64,15 +84,25 @@ impl ShardSeat {
             id: name.parse()?,
             address: address(0, i, PORT),
             running: None,
+            weight: WEIGHT,
+            starts: 0,
+            last: None,
             credentials: authority.issue(&format!("shard/{name}")),
         })
     }
 
     pub(super) fn start(
         &mut self,
-        (net, bundle, state, access): (&Net, &TrustBundle, watch::Receiver<Arc<MeshState>>, AccessWriter),
+        (net, bundle, access): (&Net, &TrustBundle, AccessWriter),
+        (replicas, directory): (Vec<IpAddr>, Directory),
         layout: &Layout,
     ) -> anyhow::Result<()> {
+        self.starts += 1;
+        if let Some(last) = self.last.take() {
+            // Of two processes with one address, the new one has it: the one that still drains is gone.
+            last.cancel();
+        }
+        let (sender, state) = watch::channel(Arc::<MeshState>::default());
         let identity = LiveIdentity::new(&again(&self.credentials)?)?;
         let limits = layout.limits(mesh_cloud::link_limits());
         // The same for every process at this place, as the key that a shard keeps on its disk.
@@ -92,7 +122,7 @@ impl ShardSeat {
             identity,
             bundle: bundle.clone(),
             listener: Listener::from_endpoint(endpoint, &limits),
-            state,
+            state: state.clone(),
             live: live.clone(),
             access,
             metrics: Arc::clone(&metrics),
@@ -100,14 +130,45 @@ impl ShardSeat {
             ready: ready.part("doors"),
         };
         let shard = mesh_cloud::start_with(&config, parts, &tasks)?;
-        self.running = Some(ShardProcess { shard, tasks, metrics, live, ready });
+        let (following, killed) = (Tasks::new(), CancellationToken::new());
+        let follow = Following {
+            net: net.clone(),
+            shard: self.id.clone(),
+            host: self.address.ip(),
+            addresses: vec![self.address.to_string()],
+            weight: self.weight,
+            replicas,
+            directory,
+            state: sender,
+            live: live.clone(),
+            registry: shard.registry.clone(),
+            standing: shard.standing.clone(),
+        };
+        let chance = seed_for(net.seed(), ("follow", self.address, self.starts));
+        follow.start(&killed, &following, StdRng::seed_from_u64(chance));
+        self.last = Some(killed.clone());
+        self.running = Some(ShardProcess { shard, tasks, metrics, live, ready, state, following, killed });
         Ok(())
+    }
+
+    /// What a process at this place shows in handshakes, for one that is written by hand.
+    ///
+    /// # Errors
+    /// Never, for credentials that were good before.
+    pub fn identity(&self) -> anyhow::Result<LiveIdentity> {
+        Ok(LiveIdentity::new(&again(&self.credentials)?)?)
     }
 
     /// Whether the shard runs and has the edge in its registry.
     #[must_use]
     pub fn holds(&self, edge: &EdgeId) -> bool {
         self.running.as_ref().is_some_and(|p| p.shard.registry.find(edge).is_some())
+    }
+
+    /// The ring that it goes by, if it runs.
+    #[must_use]
+    pub fn ring(&self) -> Option<Arc<Ring>> {
+        self.running.as_ref().map(|p| Arc::clone(&p.state.borrow().ring))
     }
 
     /// Links that arrived so far, whatever became of them.
@@ -119,7 +180,7 @@ impl ShardSeat {
         families.iter().flat_map(|f| f.get_metric()).map(|m| m.get_counter().get_value() as u64).sum()
     }
 
-    pub(super) const fn state(&self) -> &'static str {
-        if self.running.is_some() { "runs" } else { "does not run" }
+    pub(super) fn state(&self) -> String {
+        self.ring().map_or_else(|| "does not run".to_owned(), |ring| format!("{ring:?}"))
     }
 }

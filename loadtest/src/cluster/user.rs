@@ -3,7 +3,12 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use proto::{ALPN_MESH, code::CloseCode, id::EdgeId, identity::Role};
+use proto::{
+    ALPN_MESH,
+    code::{CloseCode, Retry},
+    id::EdgeId,
+    identity::Role,
+};
 use runtime::{
     link::{
         Link, LinkEnd,
@@ -11,6 +16,7 @@ use runtime::{
     },
     tls::{self, LiveIdentity, MeshVerifier, TrustBundle},
 };
+use tokio::time::Instant;
 
 use super::{Layout, address, authority::Authority};
 use crate::{
@@ -20,6 +26,8 @@ use crate::{
 
 /// Where users dial from.
 const PORT: u16 = 30_000;
+/// How long a shard may take to answer a request, with whatever answer.
+const ANSWER: Duration = Duration::from_secs(11);
 
 /// A user.
 #[derive(Debug)]
@@ -28,11 +36,19 @@ pub struct User {
     pub name: EdgeId,
     /// From where it dials.
     pub address: SocketAddr,
+    net: Net,
     dialer: Dialer,
     serial: String,
-    links: Mutex<BTreeMap<SocketAddr, Link>>,
+    links: Mutex<BTreeMap<SocketAddr, Known>>,
     /// Held while dialling, so that many streams at once share one link.
     dialing: tokio::sync::Mutex<()>,
+}
+
+/// A link, and when it was last known to work.
+#[derive(Debug)]
+struct Known {
+    link: Link,
+    worked: Instant,
 }
 
 impl User {
@@ -54,6 +70,7 @@ impl User {
         Ok(Self {
             name: name.parse()?,
             address,
+            net: net.clone(),
             dialer,
             serial,
             links: Mutex::default(),
@@ -73,27 +90,59 @@ impl User {
     /// If the shard cannot be reached.
     pub async fn link(&self, shard: SocketAddr) -> Result<Link, LinkEnd> {
         let _alone = self.dialing.lock().await;
-        let present = self.links.lock().get(&shard).filter(|link| link.end().is_none()).cloned();
+        let present =
+            self.links.lock().get(&shard).filter(|known| known.link.end().is_none()).map(|known| known.link.clone());
         if let Some(link) = present {
             return Ok(link);
         }
         let link = self.dialer.dial(shard, "shard").await?;
-        self.links.lock().insert(shard, link.clone());
+        self.links.lock().insert(shard, Known { link: link.clone(), worked: Instant::now() });
         Ok(link)
     }
 
     /// Opens a stream to an edge's echo by way of a shard, and sees it to its end.
     pub async fn stream(&self, shard: SocketAddr, edge: &EdgeId, load: &Load) -> StreamEnd {
-        match self.link(shard).await {
-            Ok(link) => probe::run(&link, edge, load).await,
-            Err(end) => StreamEnd::Broken(format!("no link: {end}")),
+        self.stream_by(&[shard], edge, load).await
+    }
+
+    /// Opens a stream by way of the first of these shards that serves. As other clients do, it goes on to the next one
+    /// if one cannot be reached, or says that another one serves; once a stream is open there is no way back.
+    pub async fn stream_by(&self, shards: &[SocketAddr], edge: &EdgeId, load: &Load) -> StreamEnd {
+        let mut last = StreamEnd::Broken("there is no shard".into());
+        for shard in shards {
+            let link = match self.link(*shard).await {
+                Ok(link) => link,
+                Err(end) => {
+                    last = StreamEnd::Broken(format!("no link: {end}"));
+                    continue;
+                }
+            };
+            let worked = self.links.lock().get(shard).map_or_else(Instant::now, |known| known.worked);
+            let answer = probe::open_within(&link, edge, ANSWER).await;
+            if answer.is_some()
+                && link.end().is_none()
+                && let Some(known) = self.links.lock().get_mut(shard)
+            {
+                known.worked = Instant::now();
+            }
+            match answer {
+                Some(Ok(stream)) => return probe::run_on(stream, load).await,
+                Some(Err(StreamEnd::Refused(code))) if code.retry() != Retry::Now => return StreamEnd::Refused(code),
+                Some(Err(end @ (StreamEnd::Wrong(_) | StreamEnd::Exact))) => return end,
+                Some(Err(end @ (StreamEnd::Refused(_) | StreamEnd::Broken(_)))) => last = end,
+                None if self.net.is_undisturbed(self.address.ip(), shard.ip(), worked) => {
+                    return StreamEnd::Wrong(format!("rule 9: {shard} did not answer within {ANSWER:?}"));
+                }
+                None => last = StreamEnd::Broken("no answer".into()),
+            }
         }
+        last
     }
 
     /// Closes all links.
     pub fn leave(&self) {
-        for link in std::mem::take(&mut *self.links.lock()).into_values() {
-            link.close(CloseCode::Done, "");
+        for known in std::mem::take(&mut *self.links.lock()).into_values() {
+            known.link.close(CloseCode::Done, "");
         }
     }
 }

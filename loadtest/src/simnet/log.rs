@@ -1,9 +1,14 @@
-//! What happened on the network, in order, and its hash: two runs of one seed must have the same.
+//! What happened on the network, and its hash: two runs of one seed must have the same.
+//!
+//! What counts is the order of things on each way from host to host, and the order of notes. Two hosts that act at the
+//! same moment may do so in either order: tokio wakes the waiters of a watch in one that differs from run to run, and
+//! neither of the two can know of the other yet.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -43,6 +48,17 @@ pub enum Entry {
         /// What became of it.
         fate: Fate,
     },
+    /// A message of those that go by other means than datagrams of ours, as those with control do.
+    Message {
+        /// Since the beginning.
+        at: Duration,
+        /// From.
+        from: IpAddr,
+        /// To.
+        to: IpAddr,
+        /// What became of it.
+        fate: Fate,
+    },
     /// Something that the story did or saw.
     Note {
         /// Since the beginning.
@@ -52,11 +68,27 @@ pub enum Entry {
     },
 }
 
+/// A way from host to host; none for notes.
+type Way = Option<(IpAddr, IpAddr)>;
+
+impl Entry {
+    const fn place(&self) -> (Duration, Way) {
+        match self {
+            Self::Datagram { at, from, to, .. } => (*at, Some((from.ip(), to.ip()))),
+            Self::Message { at, from, to, .. } => (*at, Some((*from, *to))),
+            Self::Note { at, .. } => (*at, None),
+        }
+    }
+}
+
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Datagram { at, from, to, size, fate } => {
                 write!(f, "{:.6} {from} -> {to} {size} bytes {fate:?}", at.as_secs_f64())
+            }
+            Self::Message { at, from, to, fate } => {
+                write!(f, "{:.6} {from} -> {to} a message {fate:?}", at.as_secs_f64())
             }
             Self::Note { at, what } => write!(f, "{:.6} {what}", at.as_secs_f64()),
         }
@@ -66,14 +98,14 @@ impl fmt::Display for Entry {
 /// The log of a network.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    hasher: DefaultHasher,
+    hashers: BTreeMap<Way, DefaultHasher>,
     entries: Vec<Entry>,
     count: u64,
 }
 
 impl Log {
     pub(super) fn push(&mut self, entry: Entry) {
-        entry.hash(&mut self.hasher);
+        entry.hash(self.hashers.entry(entry.place().1).or_default());
         self.count += 1;
         if self.entries.len() < KEPT {
             self.entries.push(entry);
@@ -83,7 +115,11 @@ impl Log {
     /// Of everything so far.
     #[must_use]
     pub fn hash(&self) -> u64 {
-        self.hasher.finish()
+        let mut hasher = DefaultHasher::new();
+        for (way, one) in &self.hashers {
+            (way, one.finish()).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// Entries so far.
@@ -110,9 +146,15 @@ impl Log {
         if self.hash() == other.hash() {
             return None;
         }
-        let same = self.entries.iter().zip(&other.entries).take_while(|(a, b)| a == b).count();
-        let line = |log: &Self| log.entries.get(same).map_or_else(|| "the end".to_owned(), ToString::to_string);
-        let before: String = self.entries[same.saturating_sub(5)..same].iter().map(|e| format!("  {e}\n")).collect();
-        Some(format!("entry {same} differs:\n{before}- {}\n+ {}", line(self), line(other)))
+        let sorted = |log: &Self| {
+            let mut entries = log.entries.clone();
+            entries.sort_by_key(Entry::place);
+            entries
+        };
+        let (ours, theirs) = (sorted(self), sorted(other));
+        let same = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
+        let line = |log: &[Entry]| log.get(same).map_or_else(|| "the end".to_owned(), ToString::to_string);
+        let before: String = ours[same.saturating_sub(5)..same].iter().map(|e| format!("  {e}\n")).collect();
+        Some(format!("entry {same} differs:\n{before}- {}\n+ {}", line(&ours), line(&theirs)))
     }
 }

@@ -29,6 +29,7 @@ const GIVE_UP: Duration = Duration::from_secs(3);
 #[command(after_help = "Examples:
   meshctl dev
   meshctl dev --edges 10
+  meshctl dev --shards 3       they share the edges, and each reaches all of them
   meshctl dev --json --free-ports --until-eof
                                for scripts: one line of JSON with all addresses, then it stays up")]
 pub(crate) struct DevArgs {
@@ -158,6 +159,16 @@ fn commands(addresses: &Addresses) -> String {
         format!("  {program} policy test --from door/http {edge}/web"),
         format!("  {program} ssh {edge}                         # if sshd runs on this machine"),
     ];
+    if let [.., last] = &addresses.shards[..]
+        && addresses.shards.len() > 1
+    {
+        lines.push(format!("  {program} shard ls"));
+        lines.push(format!("  {program} ring explain {edge}"));
+        lines.push(format!(
+            "  {program} shard drain {} --wait         # its edges move, and no stream breaks",
+            last.name
+        ));
+    }
     if let Some(http) = addresses.shards.first().and_then(|s| s.http) {
         lines.push(format!("  curl -H 'Host: web.{edge}.{}' http://{http}/", addresses.domain));
     }

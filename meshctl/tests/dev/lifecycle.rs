@@ -11,7 +11,7 @@ async fn wrong_usage_is_status_two() {
     let home = tempfile::tempdir().unwrap();
     for (line, words) in [
         ("", "Usage: meshctl"),
-        ("pnig edge-1", "similar subcommand exists: 'ping'"),
+        ("pnig edge-1", "similar subcommands exist: 'ring', 'ping'"),
         ("ping Edge_1", "edge name \"Edge_1\""),
         ("proxy edge-1", "write EDGE:PORT, EDGE/HOST:PORT or EDGE/SERVICE"),
         ("forward edge-1", "has no port"),

@@ -5,4 +5,5 @@
 mod access;
 mod lifecycle;
 mod mesh;
+mod shards;
 mod streams;

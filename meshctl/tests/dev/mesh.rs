@@ -60,8 +60,14 @@ impl Said {
 impl Mesh {
     /// Starts one.
     pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts one with further arguments.
+    pub(crate) fn with(further: &[&str]) -> Self {
         let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_meshctl"))
             .args(["dev", "--json", "--free-ports", "--until-eof"])
+            .args(further)
             .env_remove("CAUSEWAY_HOME")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

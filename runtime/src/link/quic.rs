@@ -342,9 +342,9 @@ impl Own {
     fn open(peer: SocketAddr) -> io::Result<Self> {
         let signs = SignSender::default();
         let socket = Arc::new(ConnectedSocket::open(peer, Arc::clone(&signs))?);
-        let config = EndpointConfig::default();
-        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
-        Ok(Self { endpoint, signs })
+        let (config, shared) = (EndpointConfig::default(), Arc::clone(&socket));
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, shared, Arc::new(TokioRuntime))?;
+        Ok(Self { endpoint, socket, signs })
     }
 
     /// Waits until the other host says that nobody listens there: an attempt need not wait any longer then.

@@ -10,9 +10,10 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
+use parking_lot::{Mutex, RwLock};
 use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit, UdpSocketState},
@@ -38,37 +39,51 @@ pub struct Signs {
 /// Where the signs about a link go in.
 pub(super) type SignSender = Arc<watch::Sender<Signs>>;
 
-/// A UDP socket for one peer.
+/// A UDP socket for one peer, which can be replaced by a new one. quinn is not told: its own way of changing sockets
+/// (`Endpoint::rebind`) ends the process when the connection happens to end at the same moment.
 pub(super) struct ConnectedSocket {
-    io: UdpSocket,
-    state: UdpSocketState,
+    present: RwLock<Arc<Io>>,
+    waiting: Mutex<Waiting>,
+    peer: SocketAddr,
     signs: SignSender,
+}
+
+struct Io {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+/// Who waits for the socket, to be told when there is another one.
+#[derive(Default)]
+struct Waiting {
+    reader: Option<Waker>,
+    writer: Option<Waker>,
 }
 
 impl fmt::Debug for ConnectedSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ConnectedSocket({:?})", self.io.local_addr())
+        write!(f, "ConnectedSocket({:?})", self.present().socket.local_addr())
     }
 }
 
 impl ConnectedSocket {
     /// Opens one with a new source port.
     pub(super) fn open(peer: SocketAddr, signs: SignSender) -> io::Result<Self> {
-        let any = match peer {
-            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-        };
-        let socket = udp_socket(any)?;
-        // Elsewhere a connected socket does not take the address that quinn puts on each datagram.
-        if cfg!(any(target_os = "linux", target_os = "android")) {
-            socket.connect(peer)?;
-        }
-        let state = UdpSocketState::new((&socket).into())?;
-        Ok(Self { io: UdpSocket::from_std(socket)?, state, signs })
+        let present = RwLock::new(Arc::new(Io::open(peer)?));
+        Ok(Self { present, waiting: Mutex::default(), peer, signs })
     }
 
-    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit))
+    /// Goes on with a new source port, and with whatever address this host has now.
+    pub(super) fn replace(&self) -> io::Result<()> {
+        let next = Arc::new(Io::open(self.peer)?);
+        *self.present.write() = next;
+        let Waiting { reader, writer } = std::mem::take(&mut *self.waiting.lock());
+        reader.into_iter().chain(writer).for_each(Waker::wake);
+        Ok(())
+    }
+
+    fn present(&self) -> Arc<Io> {
+        Arc::clone(&self.present.read())
     }
 
     /// Takes note of an error. None of them is the end: what is lost is sent again, or the link dies of silence.
@@ -82,6 +97,26 @@ impl ConnectedSocket {
     }
 }
 
+impl Io {
+    fn open(peer: SocketAddr) -> io::Result<Self> {
+        let any = match peer {
+            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        };
+        let socket = udp_socket(any)?;
+        // Elsewhere a connected socket does not take the address that quinn puts on each datagram.
+        if cfg!(any(target_os = "linux", target_os = "android")) {
+            socket.connect(peer)?;
+        }
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Self { socket: UdpSocket::from_std(socket)?, state })
+    }
+
+    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.socket.try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), transmit))
+    }
+}
+
 fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
 }
@@ -92,7 +127,8 @@ impl AsyncUdpSocket for ConnectedSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Err(first) = self.send(transmit) else { return Ok(()) };
+        let io = self.present();
+        let Err(first) = io.send(transmit) else { return Ok(()) };
         if first.kind() == io::ErrorKind::WouldBlock {
             return Err(first);
         }
@@ -100,7 +136,7 @@ impl AsyncUdpSocket for ConnectedSocket {
         if first.kind() == io::ErrorKind::ConnectionRefused {
             self.note(&first, true);
         }
-        match self.send(transmit) {
+        match io.send(transmit) {
             Err(second) if second.kind() == io::ErrorKind::WouldBlock => return Err(second),
             Err(second) => self.note(&second, true),
             Ok(()) => {}
@@ -114,9 +150,12 @@ impl AsyncUdpSocket for ConnectedSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        // Before the look at the socket: one that comes in between then wakes.
+        self.waiting.lock().reader = Some(cx.waker().clone());
+        let io = self.present();
         for _ in 0..ERRORS_IN_A_ROW {
-            ready!(self.io.poll_recv_ready(cx))?;
-            match self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, meta)) {
+            ready!(io.socket.poll_recv_ready(cx))?;
+            match io.socket.try_io(Interest::READABLE, || io.state.recv((&io.socket).into(), bufs, meta)) {
                 Ok(count) => return Poll::Ready(Ok(count)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => self.note(&error, false),
@@ -127,19 +166,19 @@ impl AsyncUdpSocket for ConnectedSocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        self.present().socket.local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.present().state.max_gso_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.state.gro_segments()
+        self.present().state.gro_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        self.present().state.may_fragment()
     }
 }
 
@@ -149,6 +188,7 @@ struct Writable(Arc<ConnectedSocket>);
 
 impl UdpPoller for Writable {
     fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.io.poll_send_ready(cx)
+        self.0.waiting.lock().writer = Some(cx.waker().clone());
+        self.0.present().socket.poll_send_ready(cx)
     }
 }

@@ -19,6 +19,7 @@ use proto::{
     join::JoinLine,
     message::ServiceKind,
     policy::Rule,
+    ring::RingSpec,
     secret::Secret,
     target::HostPort,
 };
@@ -112,11 +113,8 @@ impl Mesh {
         let home = folder.join("home");
         session::enrol(&home, &control.admin_join().await?).await?;
         let session = Session::open(&home).await?;
-        until("the shards report to control", async || {
-            session.fresh_shards().await.is_ok_and(|known| known.len() == shards.len())
-        })
-        .await?;
-        say(&format!("{} in touch with control", text::counted(plan.shards.into(), "shard")));
+        until("the shards share the ring", async || ring_is_known(&session, &shards).await).await?;
+        say(&format!("{} in the ring", text::counted(plan.shards.into(), "shard")));
         for rule in rules()? {
             session.api().put::<serde_json::Value>(&format!("/v1/policy/{}", rule.name), &rule).await?;
         }
@@ -162,6 +160,15 @@ async fn until(what: &str, done: impl AsyncFn() -> bool) -> anyhow::Result<()> {
     timeout(STEP, wait).await.with_context(|| format!("{what}: not within {} s", STEP.as_secs()))?;
     tracing::info!(took = ?begun.elapsed(), "{what}");
     Ok(())
+}
+
+/// Whether all shards are in the ring, and all know it, so that every edge goes home at once.
+async fn ring_is_known(session: &Session, shards: &[Shard]) -> bool {
+    let ring: Result<RingSpec, _> = session.api().get("/v1/ring").await;
+    ring.is_ok_and(|ring| {
+        let known = |shard: &Shard| shard.router.state().ring.epoch() == ring.epoch;
+        ring.members.len() == shards.len() && shards.iter().all(known)
+    })
 }
 
 /// Whether an edge is there with its services, and the shard that has it knows the rules.
