@@ -1,9 +1,10 @@
 //! A fleet: control, shards and edges as real processes on loopback, in a temporary folder, and people who load them
 //! from this process. Everything that was started ends with the run, whatever becomes of it.
 
-use std::{os::unix::fs::PermissionsExt, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, os::unix::fs::PermissionsExt, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use parking_lot::Mutex;
 use proto::{
     api::{ADMIN_GROUP, EdgeView, TokenCreated, TokenKind, TokenRequest},
     id::EdgeId,
@@ -108,9 +109,14 @@ pub(crate) struct Fleet {
     /// Edges that have a new tunnel, for whoever listens from the beginning.
     pub(crate) up: mpsc::Receiver<EdgeId>,
     say_up: mpsc::Sender<EdgeId>,
+    /// Names and admin pages of the shards, for whoever looks at them meanwhile.
+    pub(crate) admins: Admins,
     /// The users' ways to the shards.
     pub(crate) ways: Ways,
 }
+
+/// Names and admin pages of shards.
+pub(crate) type Admins = Arc<Mutex<Vec<(String, SocketAddr)>>>;
 
 /// Starts a fleet, does the work with it, ends everything, and prints what came of it. If that is no success, the
 /// folder with the logs stays, and is named.
@@ -149,6 +155,7 @@ impl Fleet {
         Ok(Self {
             up,
             say_up,
+            admins: Admins::default(),
             folder,
             plan,
             begun: Instant::now(),
@@ -235,6 +242,7 @@ impl Fleet {
         let controls: Vec<_> = self.controls.iter().map(|c| c.api).collect();
         let shard = Shard::start(&name, &line, &controls, (self.folder.path(), self.plan.drain))?;
         let (admin, mesh) = (shard.admin, shard.mesh);
+        self.admins.lock().push((name.clone(), admin));
         self.shards.push(shard);
         until("the new shard is ready", START, async || Ok(http::page(admin, "/readyz").await.is_ok())).await?;
         let number = self.ways.add(&name, mesh).await;

@@ -23,6 +23,7 @@ use runtime::{
     identity::{Credentials, IdentityDir, NodeKey, certificates},
     link::quic::Dialer,
     shutdown::{self, Tasks},
+    telemetry::{self, LogConfig},
     tls::{LiveIdentity, TrustBundle},
 };
 use tokio::{
@@ -61,6 +62,9 @@ pub(crate) struct EdgesArgs {
     /// standard input too
     #[arg(long)]
     follow: bool,
+    /// What to log, to standard error
+    #[arg(long, value_name = "LEVEL", env = "CAUSEWAY_EDGES_LOG", default_value = "warn")]
+    log: String,
     /// Prints one JSON object instead of words
     #[arg(long)]
     json: bool,
@@ -68,6 +72,7 @@ pub(crate) struct EdgesArgs {
 
 /// Enrols and runs them; prints `connected=N` when all of them are, and ends with a signal.
 pub(crate) async fn run(args: EdgesArgs) -> anyhow::Result<()> {
+    telemetry::init(&LogConfig { level: args.log, ..LogConfig::default() })?;
     let line = Arc::new(enrol::read_line(args.join.as_deref())?);
     let begun = Instant::now();
     let tasks = Tasks::new();

@@ -1,5 +1,6 @@
 //! Control goes away under load: it is stopped, then killed; its database can only be read; one replica and then the
-//! other is cut from the database. Streams and routing must go on, and nobody may be in two minds about who owns what.
+//! other is cut from the database, and a shard joins meanwhile. Streams and routing must go on, and nobody may be in two
+//! minds about who owns what.
 
 use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Duration};
 
@@ -10,7 +11,7 @@ use rustix::process::Signal;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{self, Fleet, Plan, RETIRED, http::Figures, load, report::Report};
+use crate::fleet::{self, Admins, Fleet, Plan, RETIRED, http::Figures, load, report::Report};
 
 /// How long anything may take before the run gives up.
 const GIVE_UP: Duration = Duration::from_secs(120);
@@ -91,17 +92,17 @@ impl Seen {
 }
 
 async fn measure(fleet: &mut Fleet, args: &OutageArgs) -> anyhow::Result<Report> {
-    let members = fleet.shards.len();
-    fleet.settled(members, GIVE_UP).await?;
+    fleet.settled(fleet.shards.len(), GIVE_UP).await?;
     let plan =
         load::Plan { streams: args.streams, rate: args.rate, life: None, edges: fleet.names.clone(), through: None };
     let load = fleet.load(plan).await?;
     let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), CancellationToken::new());
-    let looking = fleet.tasks.spawn(stop.clone().run_until_cancelled_owned(keep_looking(fleet, Arc::clone(&seen))));
+    let looking = keep_looking(Arc::clone(&fleet.admins), fleet.names.len() as u64, Arc::clone(&seen));
+    let looking = fleet.tasks.spawn(stop.clone().run_until_cancelled_owned(looking));
     let begun = Instant::now();
     outages(fleet, Duration::from_secs(args.seconds.into())).await?;
     let ended = Instant::now();
-    let rest = fleet.settled(members, GIVE_UP).await?;
+    let rest = fleet.settled(fleet.shards.len(), GIVE_UP).await?;
     fleet.note(format_args!("every edge is at its owner {:.1} s later", rest.as_secs_f64()));
     stop.cancel();
     looking.await?;
@@ -132,21 +133,18 @@ async fn measure(fleet: &mut Fleet, args: &OutageArgs) -> anyhow::Result<Report>
     Ok(report)
 }
 
-/// Looks at every shard again and again.
-fn keep_looking(fleet: &Fleet, seen: Arc<Mutex<Seen>>) -> impl Future<Output = ()> + Send + 'static {
-    let shards: Vec<_> = fleet.shards.iter().map(|shard| (shard.name.clone(), shard.admin)).collect();
-    let edges = fleet.names.len() as u64;
-    async move {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            look.tick().await;
-            let mut figures = Vec::with_capacity(shards.len());
-            for (shard, admin) in &shards {
-                figures.push((shard.clone(), Figures::of(*admin).await.ok()));
-            }
-            seen.lock().look(&figures, edges);
+/// Looks at every shard again and again; more of them may come.
+async fn keep_looking(shards: Admins, edges: u64, seen: Arc<Mutex<Seen>>) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        let now = shards.lock().clone();
+        let mut figures = Vec::with_capacity(now.len());
+        for (shard, admin) in now {
+            figures.push((shard, Figures::of(admin).await.ok()));
         }
+        seen.lock().look(&figures, edges);
     }
 }
 
@@ -177,7 +175,14 @@ async fn outages(fleet: &mut Fleet, away: Duration) -> anyhow::Result<()> {
         fleet.note(format_args!("control-{} is cut from the database", number + 1));
         let way = fleet.controls[number].database.as_ref().context("it has no way to a database")?;
         way.cut(true);
-        sleep(short).await;
+        sleep(short / 2).await;
+        if number + 1 == fleet.controls.len() {
+            // The first one, which is asked, is whole: so there is a new ring while the other still has the old one.
+            fleet.note("one shard more, meanwhile");
+            fleet.add_shard().await?;
+        }
+        sleep(short / 2).await;
+        let way = fleet.controls[number].database.as_ref().context("it has no way to a database")?;
         way.cut(false);
     }
     followed(fleet).await

@@ -1,5 +1,5 @@
-//! Very many edges come back to one shard at once: first because their way to it was cut, while other edges and their
-//! streams stay; then because the shard itself was killed and is started again.
+//! Very many edges come back to one shard at once: first because it was killed and is started again; then because their
+//! way to it was cut, while other edges and their streams stay.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -79,8 +79,8 @@ async fn measure(fleet: &mut Fleet, args: &StormArgs) -> anyhow::Result<Report> 
     fleet.add_edges("live", args.live.into()).await?;
     let live: Vec<EdgeId> = fleet.names[fleet.names.len() - usize::from(args.live)..].to_vec();
     let plan = load::Plan { streams: args.streams, rate: 0.0, life: None, edges: live, through: None };
-    let cut = cut(fleet, stormy, plan.clone()).await?;
-    let crash = crash(fleet, plan).await?;
+    let crash = crash(fleet, plan.clone()).await?;
+    let cut = cut(fleet, stormy, plan).await?;
 
     let mut report = Report::default();
     let seconds = cut.seconds.max(crash.seconds);
@@ -129,9 +129,13 @@ async fn crash(fleet: &mut Fleet, plan: load::Plan) -> anyhow::Result<Storm> {
 }
 
 /// Waits until the shard has all tunnels, and asks every edge whether it serves.
-async fn finish(fleet: &Fleet, load: Load, begun: Instant, cpu: fleet::Cpu) -> anyhow::Result<Storm> {
+async fn finish(fleet: &mut Fleet, load: Load, begun: Instant, cpu: fleet::Cpu) -> anyhow::Result<Storm> {
     let all = fleet.names.len() as u64;
-    fleet::until("the shard has all edges again", GIVE_UP, async || Ok(fleet.tunnels(true).await? >= all)).await?;
+    fleet::until("the shard has all edges again", GIVE_UP, async || {
+        fleet.edges.iter_mut().try_for_each(fleet::edges::Edges::check)?;
+        Ok(fleet.tunnels(true).await? >= all)
+    })
+    .await?;
     let seconds = begun.elapsed().as_secs_f64();
     let used = fleet.cpu().since(&cpu);
     fleet.note(format_args!("all tunnels are there after {seconds:.1} s"));
