@@ -114,7 +114,7 @@ mod tests {
         report.note("streams", 7);
         assert_eq!(report.print(false).unwrap(), ExitCode::FAILURE);
         let table = report.to_string();
-        assert_eq!(table.lines().nth(1), Some("time     <= 2 s  1.5 s   yes"), "{table}");
-        assert_eq!(table.lines().nth(2), Some("other      <= 2   none   NO"), "{table}");
+        assert_eq!(table.lines().nth(1), Some("time     <= 2 s   1.5 s  yes"), "{table}");
+        assert_eq!(table.lines().nth(2), Some("other      <= 2    none  NO"), "{table}");
     }
 }

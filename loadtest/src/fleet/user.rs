@@ -268,7 +268,7 @@ async fn exchange(link: &Link, edge: &EdgeId) -> Result<(), StreamEnd> {
     while let Some(chunk) = stream.recv.chunk(1024).await? {
         back.extend_from_slice(&chunk);
     }
-    if Bytes::from(back) == pattern(seed, 0, REQUEST) {
+    if back == pattern(seed, 0, REQUEST) {
         return Ok(());
     }
     Err(StreamEnd::Wrong("other bytes came back".into()))

@@ -145,7 +145,7 @@ async fn watch(
     let seen = Arc::new(Mutex::new(Aftermath::default()));
     let until = died + WATCHED;
     let mut asking = Vec::with_capacity(lost.len() * 2);
-    for edge in lost.iter().step_by(10).cloned() {
+    for edge in lost.iter().step_by(10) {
         let (ways, seen) = (fleet.ways.clone(), Arc::clone(&seen));
         asking.push(fleet.tasks.spawn(async move { ask(&ways, &edge, None, (died, until), &seen).await }));
     }
