@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use loadtest::probe::{self, StreamEnd, pattern};
 use parking_lot::Mutex;
 use proto::{

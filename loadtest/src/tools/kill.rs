@@ -147,6 +147,7 @@ async fn watch(
     let mut asking = Vec::with_capacity(lost.len() * 2);
     for edge in lost.iter().step_by(10) {
         let (ways, seen) = (fleet.ways.clone(), Arc::clone(&seen));
+        let edge = edge.clone();
         asking.push(fleet.tasks.spawn(async move { ask(&ways, &edge, None, (died, until), &seen).await }));
     }
     let mut missing: HashSet<_> = lost.into_iter().collect();
