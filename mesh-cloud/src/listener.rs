@@ -46,6 +46,10 @@ const HEAD: Duration = Duration::from_secs(10);
 const WAITING: usize = 2048;
 /// How long an arrival may wait: whoever has waited longer has given up, or will before its handshake is through.
 const PATIENCE: Duration = Duration::from_millis(2500);
+/// A turn of everything that is ready takes no longer on a shard that has time for another handshake.
+const BUSY: Duration = Duration::from_millis(2);
+/// The longest pause between two handshakes, however busy the shard is: so many arrivals are served at the least.
+const BREATH: Duration = Duration::from_millis(5);
 /// What edges are told that come too soon after the last time, at least.
 const SLOW_DOWN: Duration = Duration::from_secs(1);
 
@@ -79,6 +83,21 @@ pub struct Reception {
 /// Who waits for a handshake, in the order of coming.
 type Queue = VecDeque<(Arriving, Instant)>;
 
+/// Lets streams go before handshakes, each of which takes as much of a core as a hundred small requests: waits until
+/// everything else that is ready has had its turn, and that did not take long.
+async fn breathe() {
+    let begun = Instant::now();
+    let mut turn = begun;
+    loop {
+        tokio::task::yield_now().await;
+        let now = Instant::now();
+        if now - turn < BUSY || now - begun >= BREATH {
+            return;
+        }
+        turn = now;
+    }
+}
+
 impl Reception {
     /// Accepts until the listener is closed. Links live on in `sessions`, streams in `streams`.
     pub async fn run(self, listener: Listener, sessions: Tasks, streams: Tasks) {
@@ -91,6 +110,7 @@ impl Reception {
                 permit = Arc::clone(&handshakes).acquire_owned(), if !queue.is_empty() => {
                     if let (Some(arriving), Ok(permit)) = (self.next(&mut queue), permit) {
                         self.shake_hands(arriving, permit, &sessions, &streams);
+                        breathe().await;
                     }
                     continue;
                 }

@@ -1,7 +1,7 @@
 //! Where a stream goes: who asks, may they, which edge, is it here, and if not, which shard has it.
 //!
 //! The one way from a door to an edge. It never dials anything itself: what is not reached through a tunnel is not
-//! reached. An edge that is not here is asked for at the shards where it may be, best guess first ([`Router::guesses`]);
+//! reached. An edge that is not here is asked for at the shards where it may be, best guess first (`Router::guesses`);
 //! each of them either has it, or knows who does, or says no.
 
 use std::sync::Arc;

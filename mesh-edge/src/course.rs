@@ -3,7 +3,7 @@
 //! All known addresses are tried in turn, one right after the other; only a whole round without luck makes a pause,
 //! which grows. A shard that asked to be left alone for a while is left alone for that while.
 //!
-//! Where the shard behind an address is known, it is also noted which shards are of no use for a while ([`Avoid`]). They
+//! Where the shard behind an address is known, it is also noted which shards are of no use for a while (`Avoid`). They
 //! are asked last, and every shard that is asked is told of them, so that it does not send the edge there.
 
 use std::{collections::VecDeque, time::Duration};

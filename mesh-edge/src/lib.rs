@@ -163,6 +163,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
             renewed,
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
+            dice: dice.clone(),
         },
         dice: dice.clone(),
         drain: config.drain,

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
 use crate::{
+    dice::Dice,
     load::Load,
     metrics::Metrics,
     pulse::{Beat, Mood, Pulse, Seen},
@@ -171,6 +172,8 @@ pub struct TunnelParts {
     pub metrics: Arc<Metrics>,
     /// To whom the tasks belong.
     pub tasks: Tasks,
+    /// Draws when the first ping is due, so that edges which come together do not ping together.
+    pub dice: Dice,
 }
 
 /// A link to a shard that serves.
@@ -207,10 +210,11 @@ impl Tunnel {
         let (line, outgoing) = mpsc::channel(OUTGOING);
         let over = CancellationToken::new();
         let span = tracing::info_span!("tunnel", shard = %welcome.shard, generation = welcome.generation);
-        let TunnelParts { services, renewed, metrics, tasks } = parts;
+        let TunnelParts { services, renewed, metrics, tasks, dice } = parts;
         let Control { stream: Stream { send, recv }, reader } = control;
         let ping = if welcome.ping.is_zero() { PING } else { welcome.ping.clamp(PING_BOUNDS.0, PING_BOUNDS.1) };
-        let (pulse, last) = (Arc::new(Mutex::new(Pulse::new(ping, Instant::now()))), watch::Sender::new(None));
+        let pulse = Pulse::new(ping, dice.fraction(), Instant::now());
+        let (pulse, last) = (Arc::new(Mutex::new(pulse)), watch::Sender::new(None));
         let (heart, signs) = (Heart { link: link.clone(), pulse, last: last.clone(), metrics }, link.signs());
         let (ear_heart, ear_events) = (heart.clone(), event_sender.clone());
         let ear = Ear { link: link.clone(), recv, reader, renewed, heart: ear_heart, events: ear_events };

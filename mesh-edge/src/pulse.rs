@@ -30,7 +30,7 @@ const IN_VAIN: usize = 3;
 /// The least time between two such looks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 /// How long a shard may take to contradict what the network says, at least, and in round trips.
-const CONTRADICT: (Duration, u32) = (Duration::from_millis(400), 4);
+const CONTRADICT: (Duration, u32) = (Duration::from_millis(250), 2);
 /// Times that the network must say that nobody listens.
 const REFUSALS: u64 = 2;
 /// Pings that are remembered.
@@ -82,6 +82,9 @@ pub(crate) enum Beat {
 #[derive(Debug)]
 pub(crate) struct Pulse {
     period: Duration,
+    /// The time from the last ping to the next one: at first so much that edges which came together do not go on in
+    /// step, then the period.
+    pause: Duration,
     next_token: u64,
     /// Pings without an answer, oldest first.
     unanswered: VecDeque<(u64, Instant)>,
@@ -107,9 +110,11 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    pub(crate) fn new(period: Duration, now: Instant) -> Self {
+    /// One that pings now, then after the `phase`, a share of the period from 0 to 1, and then in each period.
+    pub(crate) fn new(period: Duration, phase: f64, now: Instant) -> Self {
         Self {
             period,
+            pause: period.mul_f64(phase.clamp(0.0, 1.0)),
             next_token: 1,
             unanswered: VecDeque::new(),
             pinged: None,
@@ -260,13 +265,16 @@ impl Pulse {
         let Some(pinged) = self.pinged.filter(|_| !self.wanted) else { return seen.now };
         let late = self.unanswered.front().is_some_and(|(_, sent)| *sent + seen.patience(ANSWER) <= seen.now);
         let asks = late && mood != Mood::Leaving;
-        pinged + if asks { ASK.min(self.period) } else { self.period }
+        pinged + if asks { ASK.min(self.pause) } else { self.pause }
     }
 
     fn ping(&mut self, now: Instant) -> u64 {
         if self.unanswered.len() >= REMEMBERED {
             // The first tells since when there is no answer; the one behind it is missed least.
             self.unanswered.remove(1);
+        }
+        if self.pinged.is_some() {
+            self.pause = self.period;
         }
         let token = self.next_token;
         self.next_token += 1;

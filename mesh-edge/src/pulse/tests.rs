@@ -24,7 +24,7 @@ impl Story {
     fn new(period_ms: u64) -> Self {
         let began = Instant::now();
         Self {
-            pulse: Pulse::new(Duration::from_millis(period_ms), began),
+            pulse: Pulse::new(Duration::from_millis(period_ms), 1.0, began),
             began,
             now: 0,
             received: 0,
@@ -105,6 +105,18 @@ fn a_shard_that_answers_is_asked_once_in_a_period() {
 }
 
 #[test]
+fn edges_that_came_together_do_not_ping_together() {
+    for (phase, second) in [(0.0, 0), (0.25, 750), (0.9, 2_700)] {
+        let mut story = Story::new(3_000);
+        story.pulse = Pulse::new(Duration::from_millis(3_000), phase, story.began);
+        assert_eq!(story.until(7_000), None);
+        let due = [0, second, second + 3_000, second + 6_000];
+        let expected: Vec<_> = due.into_iter().filter(|at| *at < 7_000).collect();
+        assert_eq!(story.times("ping"), expected);
+    }
+}
+
+#[test]
 fn silence_makes_suspicious_then_takes_a_new_socket_then_is_the_end() {
     // Period; when it is asked again, when a new socket is taken, when it is the end.
     for (period, asked, rebound, dead) in [
@@ -172,7 +184,7 @@ fn two_refusals_and_silence_are_the_end() {
     assert_eq!(story.beat(), Beat::Ping(3), "asks at once");
     story.refuse();
     assert_eq!(story.until(10_000), Some(EndCause::NobodyListens));
-    assert_eq!(story.times("dead"), [3_402]);
+    assert_eq!(story.times("dead"), [3_252]);
 }
 
 #[test]
@@ -204,7 +216,7 @@ fn a_host_that_cannot_send_takes_a_new_socket_at_once_unless_something_comes() {
     story.signs.unsent += 1;
     assert!(matches!(story.beat(), Beat::Ping(_)));
     story.until(2_000);
-    assert_eq!(story.times("rebind"), [1_400]);
+    assert_eq!(story.times("rebind"), [1_250]);
     story.lives = true;
     assert_eq!(story.until(9_000), None);
     // What comes shows that the socket is good enough.
@@ -241,7 +253,7 @@ fn a_socket_that_cannot_be_had_is_tried_again_each_second() {
             }
         }
     }
-    assert_eq!(tries, [400, 1_400, 2_400, 3_400]);
+    assert_eq!(tries, [250, 1_250, 2_250, 3_250]);
 }
 
 #[test]
