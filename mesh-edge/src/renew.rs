@@ -94,10 +94,15 @@ impl Renewer {
             self.due().await;
             let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
             while let Err(error) = self.renew().await {
-                let mut pause = backoff.next_delay(self.dice.fraction());
-                if let RenewError::Refused(Refuse { retry_after: Some(asked), .. }) = &error {
-                    pause = *asked;
-                }
+                let pause = match &error {
+                    RenewError::Refused(Refuse { retry_after: Some(asked), .. }) => *asked,
+                    RenewError::NoTunnel
+                    | RenewError::NoAnswer
+                    | RenewError::Refused(_)
+                    | RenewError::Unusable(_)
+                    | RenewError::Identity(_)
+                    | RenewError::Dialer(_) => backoff.next_delay(self.dice.fraction()),
+                };
                 self.tell(&error, pause);
                 sleep(pause).await;
             }
