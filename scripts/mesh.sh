@@ -154,30 +154,41 @@ door() {
   tcp_doors+=("[[doors.tcp]]" "name = '$1'" "listen = '$host:${at[$1]}'" "target = '$2'")
 }
 
-# shard [LINE...]: enrols shard-1 and starts it; the first start chooses the ports.
-shard() {
-  port shard.mesh shard.proxy shard.http shard.https shard.admin
+# shard [LINE...]: enrols shard-1 and starts it; the first start chooses the ports: at[shard.mesh], at[shard.http] ...
+shard() { shard_as shard-1 shard "$@"; }
+
+# another_shard NAME [LINE...]: the same for one more, without TCP doors; its ports are at[NAME.mesh] and so on.
+another_shard() {
+  local tcp_doors=() name=$1
+  shift
+  shard_as "$name" "$name" "$@"
+}
+
+shard_as() {
+  local name=$1 at_name=$2 part
+  shift 2
+  for part in mesh proxy http https admin; do port "$at_name.$part"; done
   {
-    echo "data_dir = '$dir/shard-1'"
-    echo "name = 'shard-1'"
-    echo "listen = '$host:${at[shard.mesh]}'"
-    echo "admin = '$host:${at[shard.admin]}'"
+    echo "data_dir = '$dir/$name'"
+    echo "name = '$name'"
+    echo "listen = '$host:${at[$at_name.mesh]}'"
+    echo "admin = '$host:${at[$at_name.admin]}'"
     echo "domain = '$domain'"
-    echo "access = { file = '$dir/log/shard-1.access' }"
+    echo "access = { file = '$dir/log/$name.access' }"
     echo "drain_secs = 2"
     printf '%s\n' "$@"
     echo "[doors]"
-    echo "proxy = '$host:${at[shard.proxy]}'"
-    echo "http = '$host:${at[shard.http]}'"
-    echo "https = '$host:${at[shard.https]}'"
+    echo "proxy = '$host:${at[$at_name.proxy]}'"
+    echo "http = '$host:${at[$at_name.http]}'"
+    echo "https = '$host:${at[$at_name.https]}'"
     printf '%s\n' "${tcp_doors[@]}"
-  } > "$dir/shard-1.toml"
-  ctl token create --shard --name shard-1 2>> "$dir/log/meshctl.log" |
-    mesh-cloud join --config "$dir/shard-1.toml" 2>> "$dir/log/shard-1.log"
-  start_shard
-  wait_for 20 ready "${at[shard.admin]}"
+  } > "$dir/$name.toml"
+  ctl token create --shard --name "$name" 2>> "$dir/log/meshctl.log" |
+    mesh-cloud join --config "$dir/$name.toml" 2>> "$dir/log/$name.log"
+  start_shard "$name"
+  wait_for 20 ready "${at[$at_name.admin]}"
 }
-start_shard() { start shard-1 mesh-cloud --config "$dir/shard-1.toml"; }
+start_shard() { start "${1:-shard-1}" mesh-cloud --config "$dir/${1:-shard-1}.toml"; }
 
 # edge NAME [SERVICE KIND ADDRESS]... [-- LINE...]: enrols it and starts it. Its admin port is at[NAME].
 edge() {
