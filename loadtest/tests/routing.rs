@@ -17,7 +17,7 @@ use sim::{play, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
 const SLOW: Path =
-    Path { latency: Duration::from_millis(200), jitter: Duration::from_millis(1), loss: 0.0, rate: None };
+    Path { latency: Duration::from_millis(100), jitter: Duration::from_millis(1), loss: 0.0, rate: None };
 
 /// Edges whose tunnels end at this shard.
 fn held_by(cluster: &Cluster, shard: usize) -> Vec<usize> {
@@ -72,9 +72,7 @@ fn a_cut_between_shards_is_no_fault_of_the_edge_and_is_over_when_it_heals() {
             let there = held_by(cluster, 1);
             let (near, far) = (cluster.shards[0].address.ip(), cluster.shards[1].address.ip());
             cluster.net.cut(near, far);
-            let linked = |c: &Cluster| {
-                c.shards[0].running.as_ref().is_some_and(|p| p.shard.peers.has(&c.shards[1].id))
-            };
+            let linked = |c: &Cluster| c.shards[0].running.as_ref().is_some_and(|p| p.shard.peers.has(&c.shards[1].id));
             cluster.wait_for("the link is lost", 20 * SECOND, |c| !linked(c)).await?;
             let tally = ask(cluster, 0, &there[..2]).await?;
             ensure!(tally.refused == BTreeMap::from([("not-ready", 2)]), "{tally:?}");
@@ -140,7 +138,8 @@ fn an_owner_that_has_just_become_it_asks_those_whose_word_it_has_not_heard() {
             let kept: Vec<_> = held_by(cluster, 1).into_iter().filter(|e| owns(cluster, *e)).collect();
             ensure!(kept.len() >= 2, "{}", cluster.picture());
             let directory = cluster.shards[0].running.as_ref().context("it runs")?.shard.directory.clone();
-            ensure!(directory.is_empty(), "it has heard already");
+            let epoch = cluster.shards[0].ring().context("it runs")?.epoch();
+            ensure!(!directory.has_heard(&cluster.shards[1].id, epoch), "it has heard already");
             let tally = ask(cluster, 0, &kept).await?;
             ensure!(tally.exact == kept.len(), "{tally:?}");
             cluster.order(1, ShardOrder::Serve);

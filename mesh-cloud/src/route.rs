@@ -324,13 +324,7 @@ const fn may_be_elsewhere(code: RefuseCode) -> bool {
     use RefuseCode as C;
     matches!(
         code,
-        C::EdgeOffline
-            | C::EdgeUnknown
-            | C::LinkLost
-            | C::Draining
-            | C::LoopDetected
-            | C::ServiceUnknown
-            | C::NotReady
+        C::EdgeOffline | C::EdgeUnknown | C::LinkLost | C::Draining | C::LoopDetected | C::ServiceUnknown | C::NotReady
     )
 }
 

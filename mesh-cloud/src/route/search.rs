@@ -205,9 +205,8 @@ impl<'a> Search<'a> {
             return Vec::new();
         }
         // To an owner that is not there nobody tells anything.
-        let heard = |shard: &ShardId| {
-            !state.ring.is_empty() && self.router.0.directory.has_heard(shard, state.ring.epoch())
-        };
+        let heard =
+            |shard: &ShardId| !state.ring.is_empty() && self.router.0.directory.has_heard(shard, state.ring.epoch());
         let live = state.shards.iter().map(|c| &c.shard);
         live.filter(|shard| self.is_another(shard) && !heard(shard)).cloned().collect()
     }
@@ -233,7 +232,9 @@ impl<'a> Search<'a> {
                 None if self.request.hops >= MAX_HOPS => return Some(Refusal::new(C::LoopDetected)),
                 None => {
                     let edge = self.edge;
-                    format!("shard {shard}, which may know where edge/{edge} is, cannot be asked (there is no link to it)")
+                    format!(
+                        "shard {shard}, which may know where edge/{edge} is, cannot be asked (there is no link to it)"
+                    )
                 }
             };
             return Some(Refusal::because(C::NotReady, format!("{}; try again", why.trim_end_matches("; try again"))));

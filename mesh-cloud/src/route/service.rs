@@ -50,8 +50,7 @@ impl Router {
             let (RefuseCode::ServiceUnknown, 0, Some(silent)) = (nobody.code, request.hops, silent) else {
                 return Err(nobody);
             };
-            let (patience, _) =
-                patience.get_or_insert_with(|| (until.min(Instant::now() + NEWS), self.0.peers.want()));
+            let (patience, _) = patience.get_or_insert_with(|| (until.min(Instant::now() + NEWS), self.0.peers.want()));
             let news = async {
                 tokio::select! {
                     biased;
@@ -60,7 +59,8 @@ impl Router {
                 }
             };
             if timeout_at(*patience, news).await.is_err() {
-                let reason = format!("nobody is known to announce {name}, but shard {silent} cannot be asked; try again");
+                let reason =
+                    format!("nobody is known to announce {name}, but shard {silent} cannot be asked; try again");
                 return Err(Refusal::because(RefuseCode::NotReady, reason));
             }
         }
@@ -70,9 +70,8 @@ impl Router {
     fn silent(&self, state: &MeshState, name: &ServiceName) -> Option<ShardId> {
         let parts = &self.0;
         let provides = |shard: &ShardId| parts.directory.providers(name).iter().any(|(other, _)| other == shard);
-        let silent = |shard: &&ShardId| {
-            **shard != parts.shard && (!parts.directory.knows_services(shard) || provides(shard))
-        };
+        let silent =
+            |shard: &&ShardId| **shard != parts.shard && (!parts.directory.knows_services(shard) || provides(shard));
         state.shards.iter().map(|c| &c.shard).find(silent).cloned()
     }
 
