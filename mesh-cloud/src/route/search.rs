@@ -250,7 +250,7 @@ impl<'a> Search<'a> {
     /// What to say if the edge is nowhere.
     fn nobody(self, state: &MeshState) -> Refusal {
         let denied = decide(state, &self.request.principal, &self.request.target, self.edge, None).err();
-        if let Some(refusal) = denied.or(self.broken.map(|(_, refusal)| refusal)) {
+        if let Some(refusal) = denied.or_else(|| self.broken.map(|(_, refusal)| refusal)) {
             return refusal;
         }
         let (mut lost, mut owners) = (None, None);

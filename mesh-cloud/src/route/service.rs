@@ -18,12 +18,15 @@ enum Way {
     /// It is here.
     Here(Arc<EdgeHandle>, String),
     /// These have some.
-    Elsewhere {
-        places: Vec<ShardId>,
-        /// An edge that is here, and that would do as well.
-        or: Option<(Arc<EdgeHandle>, String)>,
-        nobody: Refusal,
-    },
+    Elsewhere(Elsewhere),
+}
+
+/// Where to ask, and what to do if nobody there has one.
+struct Elsewhere {
+    places: Vec<ShardId>,
+    /// An edge that is here, and that would do as well.
+    or: Option<(Arc<EdgeHandle>, String)>,
+    nobody: Refusal,
 }
 
 impl Router {
@@ -40,9 +43,7 @@ impl Router {
             let state = self.state();
             let nobody = match self.provider(&state, request, name) {
                 Ok(Way::Here(handle, rule)) => return self.here(request, &handle, rule).await,
-                Ok(Way::Elsewhere { places, or, nobody }) => {
-                    return self.ask_providers(request, places, or, nobody, until).await;
-                }
+                Ok(Way::Elsewhere(elsewhere)) => return self.ask_providers(request, elsewhere, until).await,
                 Err(nobody) => nobody,
             };
             let silent = self.silent(&state, name);
@@ -102,15 +103,13 @@ impl Router {
             return Err(nobody);
         }
         let places = others.into_iter().map(|(shard, _)| shard).collect();
-        Ok(Way::Elsewhere { places, or, nobody })
+        Ok(Way::Elsewhere(Elsewhere { places, or, nobody }))
     }
 
     async fn ask_providers(
         &self,
         request: &Request,
-        places: Vec<ShardId>,
-        or: Option<(Arc<EdgeHandle>, String)>,
-        nobody: Refusal,
+        Elsewhere { places, or, nobody }: Elsewhere,
         until: Instant,
     ) -> Result<Opened, Refusal> {
         let (open, mut silent) = (self.passed_on(request), None);
