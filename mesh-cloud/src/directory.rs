@@ -12,7 +12,10 @@ use proto::{
     id::{EdgeId, ServiceName, ShardId},
     peer::Held,
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 
 /// How long it is remembered where an edge that left was sent to.
 const TRACE: Duration = Duration::from_secs(60);
@@ -23,7 +26,14 @@ const HELD: usize = 200_000;
 
 /// The directory of a shard. Clones are the same one.
 #[derive(Clone, Debug, Default)]
-pub struct Directory(Arc<Mutex<Inner>>);
+pub struct Directory(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    inner: Mutex<Inner>,
+    /// Those who wait are woken in the order in which they came, so that a simulated run is like the one before.
+    news: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -39,13 +49,20 @@ struct Entry {
     unix_ms: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Peer {
     /// Which of its conversations with us is the newest.
     conversation: u64,
+    /// When that one began.
+    since: Instant,
+    /// Whether it has said which tunnels it holds at all.
+    spoke: bool,
+    /// The ring by which it has told all there is.
+    told: Option<u64>,
     /// How many entries are its.
     held: usize,
-    services: BTreeMap<ServiceName, u32>,
+    /// What its edges announce, once it has said so.
+    services: Option<BTreeMap<ServiceName, u32>>,
 }
 
 /// One peer's word, for as long as its link lives. A newer link of the same peer takes its place.
@@ -60,22 +77,25 @@ impl Directory {
     /// Begins to listen to a peer.
     #[must_use]
     pub fn listen(&self, peer: ShardId) -> Conversation {
-        let mut inner = self.0.lock();
+        let mut inner = self.0.inner.lock();
         inner.conversations += 1;
         let number = inner.conversations;
-        inner.peers.entry(peer.clone()).or_default().conversation = number;
+        // What it said in the one before stands until it has said otherwise.
+        let (held, services) = inner.peers.remove(&peer).map(|p| (p.held, p.services)).unwrap_or_default();
+        let new = Peer { conversation: number, since: Instant::now(), spoke: false, told: None, held, services };
+        inner.peers.insert(peer.clone(), new);
         Conversation { directory: self.clone(), peer, number }
     }
 
     /// Who holds the tunnel of an edge, and when that edge said Hello there.
     #[must_use]
     pub fn holder(&self, edge: &EdgeId) -> Option<(ShardId, u64)> {
-        self.0.lock().held.get(edge).map(|e| (e.holder.clone(), e.unix_ms))
+        self.0.inner.lock().held.get(edge).map(|e| (e.holder.clone(), e.unix_ms))
     }
 
     /// Notes that an edge which leaves was sent to another shard.
     pub fn sent(&self, edge: EdgeId, to: ShardId) {
-        let (mut inner, now) = (self.0.lock(), Instant::now());
+        let (mut inner, now) = (self.0.inner.lock(), Instant::now());
         if inner.traces.len() >= TRACES {
             inner.traces.retain(|_, (_, until)| *until > now);
         }
@@ -88,22 +108,46 @@ impl Directory {
     /// Where an edge that was here has been sent.
     #[must_use]
     pub fn trace(&self, edge: &EdgeId) -> Option<ShardId> {
-        let inner = self.0.lock();
+        let inner = self.0.inner.lock();
         inner.traces.get(edge).filter(|(_, until)| *until > Instant::now()).map(|(to, _)| to.clone())
     }
 
     /// Shards with edges that announce a service, and with how many.
     #[must_use]
     pub fn providers(&self, service: &ServiceName) -> Vec<(ShardId, u32)> {
-        let inner = self.0.lock();
-        let of = |(shard, peer): (&ShardId, &Peer)| Some((shard.clone(), *peer.services.get(service)?));
+        let inner = self.0.inner.lock();
+        let of = |(shard, peer): (&ShardId, &Peer)| Some((shard.clone(), *peer.services.as_ref()?.get(service)?));
         inner.peers.iter().filter_map(of).collect()
+    }
+
+    /// Whether a peer has told all that follows from the ring of this epoch. Until then an edge of our arc may be there
+    /// though it is not in here: an arc has a new owner before that one has heard what is in it.
+    #[must_use]
+    pub fn has_heard(&self, peer: &ShardId, epoch: u64) -> bool {
+        self.0.inner.lock().peers.get(peer).is_some_and(|p| p.told == Some(epoch))
+    }
+
+    /// Whether a peer has said which services can be reached there.
+    #[must_use]
+    pub fn knows_services(&self, peer: &ShardId) -> bool {
+        self.0.inner.lock().peers.get(peer).is_some_and(|p| p.services.is_some())
+    }
+
+    /// Since when a peer has been speaking: later than an event if it has started again since, or could not be reached.
+    #[must_use]
+    pub fn speaks_since(&self, peer: &ShardId) -> Option<Instant> {
+        self.0.inner.lock().peers.get(peer).map(|p| p.since)
+    }
+
+    /// Waits until a peer has told something new. Cancel-safe.
+    pub fn news(&self) -> Notified<'_> {
+        self.0.news.notified()
     }
 
     /// Edges of this shard's arc whose tunnels end elsewhere.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.lock().held.len()
+        self.0.inner.lock().held.len()
     }
 
     /// Whether there is none.
@@ -134,7 +178,9 @@ impl Inner {
         if let Some(loser) = old.and_then(|old| self.peers.get_mut(&old.holder)) {
             loser.held -= 1;
         }
-        self.peers.entry(peer.clone()).or_default().held += 1;
+        if let Some(known) = self.peers.get_mut(peer) {
+            known.held += 1;
+        }
     }
 
     fn remove(&mut self, peer: &ShardId, edge: &EdgeId) {
@@ -149,10 +195,26 @@ impl Inner {
 
 impl Conversation {
     fn with(&self, work: impl FnOnce(&mut Inner)) {
-        let mut inner = self.directory.0.lock();
+        let mut inner = self.directory.0.inner.lock();
         if inner.peers.get(&self.peer).is_some_and(|p| p.conversation == self.number) {
             work(&mut inner);
+            drop(inner);
+            self.directory.0.news.notify_waiters();
         }
+    }
+
+    fn with_peer(&self, work: impl FnOnce(&mut Peer)) {
+        self.with(|inner| {
+            if let Some(peer) = inner.peers.get_mut(&self.peer) {
+                work(peer);
+            }
+        });
+    }
+
+    /// The peer goes by the ring of this epoch. When it says so after it has said what it holds, it has told all there
+    /// is by that ring.
+    pub fn greeted(&self, epoch: u64) {
+        self.with_peer(|peer| peer.told = peer.spoke.then_some(epoch));
     }
 
     /// The peer holds these; with `all`, nothing that it said before counts.
@@ -162,6 +224,7 @@ impl Conversation {
                 inner.forget(&self.peer);
             }
             edges.into_iter().for_each(|held| inner.enter(&self.peer, held));
+            inner.peers.get_mut(&self.peer).into_iter().for_each(|peer| peer.spoke = true);
         });
     }
 
@@ -172,7 +235,7 @@ impl Conversation {
 
     /// These services can be reached there.
     pub fn announced(&self, services: BTreeMap<ServiceName, u32>) {
-        self.with(|inner| inner.peers.entry(self.peer.clone()).or_default().services = services);
+        self.with_peer(|peer| peer.services = Some(services));
     }
 }
 
@@ -228,6 +291,36 @@ mod tests {
         assert_eq!(directory.providers(&"web".parse().unwrap()), [("a".parse().unwrap(), 3)]);
         drop(new);
         assert!(directory.is_empty() && directory.providers(&"web".parse().unwrap()).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_is_heard_when_it_has_told_all_by_the_same_ring() {
+        let (directory, peer) = (Directory::default(), "a".parse().unwrap());
+        assert!(!directory.has_heard(&peer, 4) && directory.speaks_since(&peer).is_none());
+        let a = directory.listen("a".parse().unwrap());
+        let began = Instant::now();
+        a.greeted(4);
+        assert!(!directory.has_heard(&peer, 4), "it has said nothing yet");
+        a.held(true, vec![held("x", 10)]);
+        assert!(!directory.has_heard(&peer, 4), "more may follow");
+        a.greeted(4);
+        assert!(directory.has_heard(&peer, 4) && !directory.has_heard(&peer, 5));
+        let news = directory.news();
+        tokio::pin!(news);
+        news.as_mut().enable();
+        a.greeted(5);
+        news.await;
+        assert!(directory.has_heard(&peer, 5) && !directory.has_heard(&peer, 4));
+        assert!(!directory.knows_services(&peer));
+        a.announced(BTreeMap::new());
+        assert!(directory.knows_services(&peer));
+        tokio::time::advance(TRACE).await;
+        assert_eq!(directory.speaks_since(&peer), Some(began));
+        let again = directory.listen("a".parse().unwrap());
+        assert!(!directory.has_heard(&peer, 5), "it may hold others now");
+        assert_eq!((directory.len(), directory.speaks_since(&peer)), (1, Some(began + TRACE)));
+        drop((a, again));
+        assert_eq!(directory.speaks_since(&peer), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,8 +5,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,7 +30,7 @@ use runtime::{
     telemetry,
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, futures::Notified, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{Instrument, info_span};
@@ -56,13 +60,39 @@ struct Inner {
     dialer: Dialer,
     links: Mutex<BTreeMap<ShardId, Link>>,
     metrics: Arc<Metrics>,
+    /// Those who wait are woken in the order in which they came, so that a simulated run is like the one before.
+    news: Notify,
+    /// Ends the pauses of those who dial.
+    wanted: Notify,
+    /// How many streams wait for a link.
+    wanting: AtomicUsize,
+}
+
+/// A stream waits for a link, until dropped.
+#[derive(Debug)]
+pub struct Wanting(Peers);
+
+impl Drop for Wanting {
+    fn drop(&mut self) {
+        self.0.0.wanting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why another shard did not find an edge's tunnel.
+#[derive(Clone, Debug)]
+pub enum NotThere {
+    /// It said nothing: what it knows is not known here.
+    Unreached(String),
+    /// It said no.
+    Refused(Refusal),
 }
 
 impl Peers {
     /// None yet; [`Peers::run`] finds them.
     #[must_use]
     pub fn new(me: ShardId, dialer: Dialer, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Inner { me, dialer, links: Mutex::default(), metrics }))
+        let (news, wanted, wanting) = (Notify::new(), Notify::new(), AtomicUsize::new(0));
+        Self(Arc::new(Inner { me, dialer, links: Mutex::default(), metrics, news, wanted, wanting }))
     }
 
     /// Whether there is a link to this shard.
@@ -87,45 +117,37 @@ impl Peers {
         self.0.links.lock().get(shard).filter(|link| link.end().is_none()).cloned()
     }
 
+    /// Waits until there is a new link, or control has said something new. Cancel-safe.
+    pub fn news(&self) -> Notified<'_> {
+        self.0.news.notified()
+    }
+
+    /// Has peers without a link dialled soon, for as long as the answer is held: a stream waits for one.
+    #[must_use]
+    pub fn want(&self) -> Wanting {
+        self.0.wanting.fetch_add(1, Ordering::Relaxed);
+        self.0.wanted.notify_waiters();
+        Wanting(self.clone())
+    }
+
     /// Passes a stream on to another shard, and waits until it has found the edge's tunnel. The edge's own answer is
     /// still to come.
     ///
     /// # Errors
     /// If that shard cannot be reached, or refuses.
-    pub async fn open(&self, shard: &ShardId, open: &Open) -> Result<(Stream, Routed), Refusal> {
-        let lost = |why: &str| {
-            let reason =
-                format!("shard {shard}, which holds the edge or knows who does, cannot be reached ({why}); try again");
-            Refusal::because(RefuseCode::LinkLost, reason)
-        };
-        let link = self.link(shard).ok_or_else(|| lost("there is no link to it"))?;
-        let head = open.encode().map_err(|e| Refusal::because(RefuseCode::BadRequest, e.to_string()))?;
-        let asked = async {
-            let mut stream = link.open().await.map_err(|end| lost(&end.to_string()))?;
-            stream.send.write_one(head).await.map_err(|e| lost(&e.to_string()))?;
-            let mut reader = FrameReader::new(MAX_STREAM_HEAD);
-            let body = match reader.next(&mut stream.recv).await {
-                Ok(Some(body)) => body,
-                Ok(None) => return Err(lost("it ended the stream")),
-                Err(e) => return Err(lost(&e.to_string())),
-            };
-            match Answer::decode(body) {
-                Ok(Answer::Routed(routed)) => {
-                    stream.recv.unread(reader.into_rest());
-                    Ok((stream, routed))
-                }
-                Ok(Answer::Refused(refusal)) => {
-                    stream.abort(ResetCode::Refused);
-                    Err(refusal)
-                }
-                Ok(Answer::Opened { .. }) | Err(_) => {
-                    stream.abort(ResetCode::ProtocolError);
-                    Err(Refusal::because(RefuseCode::Internal, format!("shard {shard} answered nonsense")))
-                }
+    pub async fn open(&self, shard: &ShardId, open: &Open) -> Result<(Stream, Routed), NotThere> {
+        let answer = match self.link(shard) {
+            Some(link) => {
+                let late = || Err(NotThere::Unreached("it did not answer in time".to_owned()));
+                timeout(ROUTE, ask(&link, shard, open)).await.unwrap_or_else(|_| late())
             }
+            None => Err(NotThere::Unreached("there is no link to it".to_owned())),
         };
-        let answer = timeout(ROUTE, asked).await.unwrap_or_else(|_| Err(lost("it did not answer in time")));
-        let outcome = answer.as_ref().map_or_else(|refusal| refusal.code.slug(), |_| "routed");
+        let outcome = match &answer {
+            Ok(_) => "routed",
+            Err(NotThere::Unreached(_)) => "unreached",
+            Err(NotThere::Refused(refusal)) => refusal.code.slug(),
+        };
         self.0.metrics.forwarded.with_label_values(&[outcome]).inc();
         answer
     }
@@ -138,6 +160,7 @@ impl Peers {
                 let state = state.borrow_and_update();
                 state.shards.iter().map(|c| c.shard.clone()).filter(|s| *s != self.0.me).collect()
             };
+            self.0.news.notify_waiters();
             kept.retain(|shard, task| {
                 let lives = alive.contains(shard);
                 if !lives {
@@ -166,6 +189,34 @@ impl Peers {
                 () = tasks.stopping() => return,
                 changed = state.changed() => if changed.is_err() { return },
             }
+        }
+    }
+}
+
+async fn ask(link: &Link, shard: &ShardId, open: &Open) -> Result<(Stream, Routed), NotThere> {
+    let lost = |why: &dyn fmt::Display| NotThere::Unreached(why.to_string());
+    let refused = |code, why: String| NotThere::Refused(Refusal::because(code, why));
+    let head = open.encode().map_err(|e| refused(RefuseCode::BadRequest, e.to_string()))?;
+    let mut stream = link.open().await.map_err(|end| lost(&end))?;
+    stream.send.write_one(head).await.map_err(|e| lost(&e))?;
+    let mut reader = FrameReader::new(MAX_STREAM_HEAD);
+    let body = match reader.next(&mut stream.recv).await {
+        Ok(Some(body)) => body,
+        Ok(None) => return Err(lost(&"it ended the stream")),
+        Err(e) => return Err(lost(&e)),
+    };
+    match Answer::decode(body) {
+        Ok(Answer::Routed(routed)) => {
+            stream.recv.unread(reader.into_rest());
+            Ok((stream, routed))
+        }
+        Ok(Answer::Refused(refusal)) => {
+            stream.abort(ResetCode::Refused);
+            Err(NotThere::Refused(refusal))
+        }
+        Ok(Answer::Opened { .. }) | Err(_) => {
+            stream.abort(ResetCode::ProtocolError);
+            Err(refused(RefuseCode::Internal, format!("shard {shard} answered nonsense")))
         }
     }
 }
@@ -202,11 +253,23 @@ impl Keeper {
                 Err(why) => tracing::debug!(%why, "the peer cannot be reached"),
             }
             // A peer has no crowd of its own kind to be spread from: half of the pause is all the jitter that it needs.
+            let pause = backoff.next_delay(0.5);
             tokio::select! {
                 biased;
                 () = tasks.stopping() => return,
-                () = sleep(backoff.next_delay(0.5)) => {}
+                () = self.rest(pause) => {}
             }
+        }
+    }
+
+    /// Waits before the next try; for the shortest pause only, if a stream waits for a link.
+    async fn rest(&self, pause: Duration) {
+        let (least, peers) = (RETRY.0.min(pause), &self.peers.0);
+        sleep(least).await;
+        let wanted = peers.wanted.notified();
+        if peers.wanting.load(Ordering::Relaxed) == 0 {
+            // Whether somebody wants it or the pause is over, it is time.
+            let _ = timeout(pause - least, wanted).await;
         }
     }
 
@@ -237,6 +300,7 @@ impl Keeper {
     async fn keep(&mut self, link: &Link) {
         let links = &self.peers.0.links;
         links.lock().insert(self.peer.clone(), link.clone());
+        self.peers.0.news.notify_waiters();
         self.peers.0.metrics.peers.inc();
         let tasks = self.tasks.clone();
         let ended = link.clone();
@@ -273,6 +337,11 @@ impl Keeper {
                 voice.say(ShardToShard::Greeting { epoch: state.ring.epoch(), version }).await?;
             }
             voice.tell(epoch.is_none(), suspects, |edge| self.held_for_peer(&state, edge)).await?;
+            if epoch != Some(state.ring.epoch()) {
+                // From here on the peer can tell that an edge of its arc is not here.
+                let version = telemetry::version().to_owned();
+                voice.say(ShardToShard::Greeting { epoch: state.ring.epoch(), version }).await?;
+            }
             voice.announce(self.registry.services()).await?;
             epoch = Some(state.ring.epoch());
             sleep(GATHER).await;

@@ -81,7 +81,9 @@ impl Rebalance {
             self.metrics.tunnels_unowned.set(i64::try_from(unowned).unwrap_or(i64::MAX));
             let mut due = match order {
                 ShardOrder::Cordon => Vec::new(),
-                ShardOrder::Serve | ShardOrder::Drain => due(strangers, &asked, now),
+                ShardOrder::Serve | ShardOrder::Drain => {
+                    due(strangers, &asked, now, |shard| self.directory.speaks_since(shard))
+                }
             };
             self.metrics.moves_pending.set(i64::try_from(due.len()).unwrap_or(i64::MAX));
             if due.is_empty() {
@@ -124,15 +126,21 @@ fn strangers(me: &ShardId, ring: &Ring, edges: Vec<Arc<EdgeHandle>>) -> Vec<(Arc
 }
 
 /// Those that are to be asked now: not those that were asked a while ago, nor those that came here because they cannot
-/// reach their owner, who are asked from time to time.
+/// reach their owner, who are asked from time to time. An owner that began to speak after they came has started again, or
+/// was cut off and is back: what they had against it is over.
 fn due(
     strangers: Vec<(Arc<EdgeHandle>, ShardId)>,
     asked: &BTreeMap<EdgeId, Asked>,
     now: Instant,
+    speaks_since: impl Fn(&ShardId) -> Option<Instant>,
 ) -> Vec<(Arc<EdgeHandle>, ShardId)> {
     let rested = |handle: &EdgeHandle, owner: &ShardId| match asked.get(&handle.id) {
         Some(asked) => asked.again <= now,
-        None => !handle.avoids.contains(owner) || handle.came.elapsed() >= AGAIN.0,
+        None => {
+            !handle.avoids.contains(owner)
+                || handle.came.elapsed() >= AGAIN.0
+                || speaks_since(owner).is_some_and(|since| since > handle.came)
+        }
     };
     strangers.into_iter().filter(|(handle, owner)| rested(handle, owner)).collect()
 }

@@ -1,26 +1,29 @@
 //! Where a stream goes: who asks, may they, which edge, is it here, and if not, which shard has it.
 //!
 //! The one way from a door to an edge. It never dials anything itself: what is not reached through a tunnel is not
-//! reached. An edge that is not here is asked for at the shards where it may be, best guess first (`Router::guesses`);
-//! each of them either has it, or knows who does, or says no.
+//! reached. An edge that is not here is asked for at the shards where it may be ([`search`]), and so is one that announces
+//! a service ([`service`]). What cannot be known now is waited for a moment, and then said as it is: an edge is called
+//! offline only by those who know.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use proto::{
     code::RefuseCode,
-    id::{EdgeId, ServiceName, ShardId, SiteName},
+    id::{EdgeId, ShardId, SiteName},
     policy::{Decision, Place},
     principal::Principal,
     stream::{Open, Refusal, Routed, Trace},
     target::Target,
 };
-use rand::{RngExt, seq::IndexedRandom};
 use runtime::{
     access::{AccessRecord, AccessWriter},
     clock,
     link::Stream,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -34,10 +37,26 @@ use crate::{
     state::MeshState,
 };
 
+mod search;
+mod service;
+
+use search::Search;
+
 /// Most shards that pass a stream on: the one where it entered, and one that knows better.
 const MAX_HOPS: u32 = 2;
 /// The door of streams that another shard passed on, in metrics.
 const PEER: &str = "peer";
+/// How long it may take to find an edge: less than anybody waits at a door.
+const FIND: Duration = Duration::from_secs(8);
+/// The same for a stream that another shard passed on, which waits for three seconds and may then ask another one.
+const FIND_PASSED_ON: Duration = Duration::from_millis(2500);
+/// How long a shard that has just started waits for the first word of control.
+const FIRST_WORD: Duration = Duration::from_secs(3);
+/// How long to wait for a link to a shard, or for its word, without which it cannot be told where an edge is.
+const NEWS: Duration = Duration::from_secs(1);
+
+/// A stream to an edge, or to the shard that has found it.
+type Opened = (Stream, Option<StreamCount>, Routed);
 
 /// Opens streams to edges. Clones are the same router.
 #[derive(Clone, Debug)]
@@ -90,22 +109,6 @@ pub struct Request {
     pub via: Vec<ShardId>,
     /// Whether another shard passed it on, which keeps the record of it.
     pub relayed: bool,
-}
-
-/// An edge's tunnel that a request may use, or where to ask for it.
-enum Way {
-    /// It is here.
-    Here(Arc<EdgeHandle>, String),
-    /// It is not; these may have it.
-    Elsewhere(Elsewhere),
-}
-
-/// Where to ask, and what to do if nobody there has the edge.
-struct Elsewhere {
-    places: Vec<ShardId>,
-    /// An edge that is here, and that would do as well.
-    or: Option<(Arc<EdgeHandle>, String)>,
-    nobody: Refusal,
 }
 
 impl Request {
@@ -185,62 +188,47 @@ impl Router {
         if request.hops > MAX_HOPS || request.via.contains(&parts.shard) {
             return Err(Refusal::new(RefuseCode::LoopDetected));
         }
+        self.first_word(begun + if request.hops == 0 { FIRST_WORD } else { FIND_PASSED_ON }).await?;
         let lease = request.credential.as_deref().map(|credential| self.lease(credential)).transpose()?;
-        let state = self.state();
-        let (stream, count, routed) = match self.find(&state, &request)? {
-            Way::Here(handle, rule) => match self.here(&request, &handle, rule).await {
-                // Its tunnel broke just now. It may have another one by now.
-                Err(nobody) if nobody.code == RefuseCode::LinkLost => {
-                    let places = self.guesses(&state, &handle.id, &request);
-                    self.elsewhere(&request, Elsewhere { places, or: None, nobody }).await?
-                }
-                opened => opened?,
-            },
-            Way::Elsewhere(elsewhere) => self.elsewhere(&request, elsewhere).await?,
+        let until = begun + if request.hops == 0 { FIND } else { FIND_PASSED_ON };
+        let (stream, count, routed) = match &request.target {
+            Target::Udp { .. } => return Err(Refusal::new(RefuseCode::Unsupported)),
+            Target::Service { edge: None, name } => self.to_service(&request, name, until).await?,
+            Target::Tcp { edge, .. } | Target::Probe { edge } | Target::Service { edge: Some(edge), .. } => {
+                Search::new(self, &request, edge, until).run().await?
+            }
         };
         let trail = self.trail(&request, record, (begun, lease, count), &routed);
         Ok(Pending { stream, trail, routed })
     }
 
+    /// Waits until control has been heard: before, nobody is known here and nothing is allowed.
+    async fn first_word(&self, until: Instant) -> Result<(), Refusal> {
+        loop {
+            let news = self.0.peers.news();
+            if self.0.state.borrow().revision > 0 {
+                return Ok(());
+            }
+            if timeout_at(until, news).await.is_err() {
+                let reason = "this shard has just started and has not heard from control yet; another one serves";
+                return Err(Refusal::because(RefuseCode::NotReady, reason));
+            }
+        }
+    }
+
     /// Opens a stream to an edge whose tunnel ends here.
-    async fn here(
-        &self,
-        request: &Request,
-        handle: &Arc<EdgeHandle>,
-        rule: String,
-    ) -> Result<(Stream, Option<StreamCount>, Routed), Refusal> {
+    async fn here(&self, request: &Request, handle: &Arc<EdgeHandle>, rule: String) -> Result<Opened, Refusal> {
         let target = pin(request.target.clone(), &handle.id);
         let (stream, count) = handle.open(&head(request, target)).await?;
         let routed = Routed { shard: self.0.shard.clone(), edge: handle.id.clone(), rule };
         Ok((stream, Some(count), routed))
     }
 
-    /// Asks other shards, one after the other, until one has found the edge.
-    async fn elsewhere(
-        &self,
-        request: &Request,
-        Elsewhere { places, or, nobody }: Elsewhere,
-    ) -> Result<(Stream, Option<StreamCount>, Routed), Refusal> {
+    /// The head of a stream that is passed on to another shard.
+    fn passed_on(&self, request: &Request) -> Open {
         let mut via = request.via.clone();
         via.push(self.0.shard.clone());
-        let open = Open { via, ..head(request, request.target.clone()) };
-        let mut last = None;
-        for shard in places {
-            match self.0.peers.open(&shard, &open).await {
-                Ok((stream, routed)) => return Ok((stream, None, routed)),
-                Err(refusal) if may_be_elsewhere(refusal.code) => {
-                    tracing::debug!(%shard, code = %refusal.code, "the edge is not there");
-                    last.get_or_insert(refusal);
-                }
-                Err(refusal) => return Err(refusal),
-            }
-        }
-        if let Some((handle, rule)) = or {
-            return self.here(request, &handle, rule).await;
-        }
-        // The first one that was asked was the best guess, and so its answer is the best one; a shard that was not
-        // reached says nothing of the edge.
-        Err(last.filter(|refusal| refusal.code == RefuseCode::EdgeOffline).unwrap_or(nobody))
+        Open { via, ..head(request, request.target.clone()) }
     }
 
     fn trail(
@@ -280,94 +268,6 @@ impl Router {
         } else {
             Err(Refusal::because(RefuseCode::Unauthenticated, "this credential is revoked; log in again"))
         }
-    }
-
-    fn find(&self, state: &MeshState, request: &Request) -> Result<Way, Refusal> {
-        match &request.target {
-            Target::Udp { .. } => Err(Refusal::new(RefuseCode::Unsupported)),
-            Target::Service { edge: None, name } => self.find_service(state, request, name),
-            Target::Tcp { edge, .. } | Target::Probe { edge } | Target::Service { edge: Some(edge), .. } => {
-                self.find_edge(state, request, edge)
-            }
-        }
-    }
-
-    fn find_edge(&self, state: &MeshState, request: &Request, edge: &EdgeId) -> Result<Way, Refusal> {
-        let (who, target) = (&request.principal, &request.target);
-        // Whoever died without a word may have come back elsewhere, while its old tunnel still looks alive.
-        let newer_elsewhere =
-            |handle: &EdgeHandle| self.0.directory.holder(edge).is_some_and(|(_, unix_ms)| unix_ms > handle.unix_ms);
-        let handle = self.0.registry.find(edge);
-        if let Some(handle) = handle.filter(|h| h.link.end().is_none() && !newer_elsewhere(h)) {
-            let rule = decide(state, who, target, edge, Some(&handle))?;
-            if let Target::Service { name, .. } = target
-                && !handle.services().iter().any(|s| s.name == *name)
-            {
-                return Err(unknown_service(target));
-            }
-            return Ok(Way::Here(handle, rule));
-        }
-        let places = self.guesses(state, edge, request);
-        // What a service announces is known where the edge is, and so rules on it are for its holder. What is denied
-        // here is denied there; asking would only take longer.
-        if places.is_empty() || !matches!(target, Target::Service { .. }) {
-            decide(state, who, target, edge, None)?;
-        }
-        Ok(Way::Elsewhere(Elsewhere { places, or: None, nobody: self.absent(state, edge) }))
-    }
-
-    fn find_service(&self, state: &MeshState, request: &Request, name: &ServiceName) -> Result<Way, Refusal> {
-        let (mut allowed, mut missing) = (Vec::new(), None);
-        for handle in self.0.registry.announcing(name) {
-            match decide(state, &request.principal, &request.target, &handle.id, Some(&handle)) {
-                Ok(rule) => allowed.push((handle, rule)),
-                Err(refusal) => missing = Some(refusal),
-            }
-        }
-        // A shard that was asked by another one answers for its own edges.
-        let others = if request.hops == 0 { self.0.directory.providers(name) } else { Vec::new() };
-        let mut others: Vec<_> = others.into_iter().filter(|(shard, _)| self.0.peers.has(shard)).collect();
-        let here = u32::try_from(allowed.len()).unwrap_or(u32::MAX);
-        let everywhere = others.iter().fold(here, |sum, (_, count)| sum.saturating_add(*count));
-        let mut rng = rand::rng();
-        let or = allowed.choose(&mut rng).cloned();
-        if let Some((handle, rule)) = &or
-            && rng.random_range(0..everywhere.max(1)) < here
-        {
-            return Ok(Way::Here(Arc::clone(handle), rule.clone()));
-        }
-        let nobody = missing.unwrap_or_else(|| unknown_service(&request.target));
-        // The first by chance and weight, the rest as they come: they are asked only if it fails.
-        let first = others.choose_weighted(&mut rng, |(_, count)| *count).map(|(shard, _)| shard.clone()).ok();
-        others.sort_by_key(|(shard, _)| Some(shard) != first.as_ref());
-        if others.is_empty() {
-            return Err(nobody);
-        }
-        let places = others.into_iter().map(|(shard, _)| shard).collect();
-        Ok(Way::Elsewhere(Elsewhere { places, or, nobody }))
-    }
-
-    /// Shards that may hold an edge which is not here, best guess first: whoever said so, where it was sent, its owner,
-    /// its owner before the last change, and the one that it goes to if its owner is lost.
-    fn guesses(&self, state: &MeshState, edge: &EdgeId, request: &Request) -> Vec<ShardId> {
-        let parts = &self.0;
-        if request.hops >= MAX_HOPS {
-            return Vec::new();
-        }
-        let told = parts.directory.holder(edge).map(|(shard, _)| shard);
-        let sent = parts.directory.trace(edge);
-        let owners = state.ring.preference(edge).take(2).map(|m| m.shard.clone());
-        let before = state.previous.owner(edge).map(|m| m.shard.clone());
-        let mut owners: Vec<_> = owners.collect();
-        let next = owners.split_off(owners.len().min(1));
-        let mut guesses: Vec<ShardId> = Vec::new();
-        for shard in told.into_iter().chain(sent).chain(owners).chain(before).chain(next) {
-            let known = shard == parts.shard || request.via.contains(&shard) || guesses.contains(&shard);
-            if !known && parts.peers.has(&shard) {
-                guesses.push(shard);
-            }
-        }
-        guesses
     }
 
     fn absent(&self, state: &MeshState, edge: &EdgeId) -> Refusal {
@@ -419,10 +319,13 @@ fn pin(target: Target, edge: &EdgeId) -> Target {
     }
 }
 
-/// Whether a shard that refuses with this code may only not have the edge, or not be able to reach it.
+/// Whether a shard that refuses with this code only does not have the edge, or cannot find it.
 const fn may_be_elsewhere(code: RefuseCode) -> bool {
     use RefuseCode as C;
-    matches!(code, C::EdgeOffline | C::EdgeUnknown | C::LinkLost | C::Draining | C::LoopDetected | C::ServiceUnknown)
+    matches!(
+        code,
+        C::EdgeOffline | C::EdgeUnknown | C::LinkLost | C::Draining | C::LoopDetected | C::ServiceUnknown | C::NotReady
+    )
 }
 
 fn unknown_service(target: &Target) -> Refusal {

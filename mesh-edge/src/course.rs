@@ -198,9 +198,15 @@ impl Course {
         }
     }
 
-    /// A shard asked to be left, and is gone after this time.
-    pub fn leaves(&mut self, shard: &ShardId, now: Instant, time: Duration) {
-        self.avoid.add(shard, Why::Asked, now, time);
+    /// A shard asked to be left, and is gone after this time; `epoch` is that of the newest ring that is known.
+    pub fn leaves(&mut self, shard: &ShardId, epoch: u64, now: Instant, time: Duration) {
+        self.avoid.add(shard, Why::Stopping(epoch), now, time);
+    }
+
+    /// The newest ring that is known has this epoch. Shards that were about to stop before it are not avoided any more:
+    /// they are not in it, or serve again.
+    pub fn heard_of(&mut self, epoch: u64) {
+        self.avoid.heard_of(epoch);
     }
 
     /// Tries these first at the next step: the tunnel broke while the edge was on its way to them.

@@ -185,7 +185,9 @@ impl Life {
             if show {
                 self.parts.phase.send_replace(Phase::Dialing { attempt, address: step.address.clone() });
             }
-            let outcome = match self.attempt(&step, course.avoided(Instant::now())).await {
+            let attempt = self.attempt(&step, course.avoided(Instant::now())).await;
+            course.heard_of(self.epoch.load(Ordering::Relaxed));
+            let outcome = match attempt {
                 Ok((tunnel, candidates)) => {
                     course.arrived(&tunnel.shard, &candidates);
                     return tunnel;
@@ -302,9 +304,11 @@ impl Life {
         loop {
             info!(shard = %tunnel.shard, order = order.why, streams = tunnel.load.count(), "ordered to another shard");
             self.heard_of(order.epoch);
+            let epoch = self.epoch.load(Ordering::Relaxed);
+            self.course.heard_of(epoch);
             if let Some(until) = order.until {
                 let now = Instant::now();
-                self.course.leaves(&tunnel.shard, now, until - now);
+                self.course.leaves(&tunnel.shard, epoch, now, until - now);
             }
             let Some(mut aside) = self.course.aside(&order.to) else {
                 warn!(order = order.why, "no other shard is known: staying until the link ends");

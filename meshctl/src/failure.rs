@@ -119,9 +119,8 @@ impl From<Refusal> for Failure {
         let why = of_refusal(&refusal);
         match (refusal.code, refusal.code.fault()) {
             (RefuseCode::Unauthenticated, _) | (_, Fault::Policy) => Self::Refused(why),
-            (RefuseCode::Draining | RefuseCode::LimitReached, _) | (_, Fault::Edge | Fault::Target) => {
-                Self::Unreachable(why)
-            }
+            (RefuseCode::Draining | RefuseCode::LimitReached | RefuseCode::NotReady, _)
+            | (_, Fault::Edge | Fault::Target) => Self::Unreachable(why),
             (_, Fault::Client | Fault::Mesh) => Self::Failed(why),
         }
     }

@@ -73,7 +73,8 @@ impl OpenError {
         match self {
             // Every shard reaches every edge, so what one says of an edge holds for all.
             Self::Refused(refusal) => {
-                matches!(refusal.code, RefuseCode::Draining | RefuseCode::LimitReached | RefuseCode::LoopDetected)
+                use RefuseCode as C;
+                matches!(refusal.code, C::Draining | C::LimitReached | C::LoopDetected | C::NotReady)
             }
             Self::Link(end) => match end.cause {
                 EndCause::Closed(code) => matches!(

@@ -150,6 +150,8 @@ codes! {
         Unsupported = 17, "unsupported", 501, Client, Retry::Never, "This kind of target is not supported here.";
         /// The link broke while the stream was being opened.
         LinkLost = 18, "link-lost", 503, Edge, SOON, "The link to the edge broke while the stream was being opened.";
+        /// Where the edge is cannot be told now: this shard has not heard from control, or cannot ask a shard that knows.
+        NotReady = 19, "not-ready", 503, Mesh, Retry::Now, "This shard cannot tell yet where the edge is; another one may.";
     }
 }
 

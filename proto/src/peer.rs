@@ -19,7 +19,7 @@ pub const MAX_ANNOUNCED: usize = 3000;
 /// From the shard that dialled to the other one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShardToShard {
-    /// The first message.
+    /// The first message; and again whenever all has been told that follows from the ring of this epoch.
     Greeting {
         /// Of the ring that the speaker goes by.
         epoch: u64,

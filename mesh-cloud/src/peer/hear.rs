@@ -58,7 +58,10 @@ async fn listen(recv: &mut RecvHalf, conversation: &Conversation) -> Result<(), 
     let mut reader = FrameReader::new(MAX_SHARD_TO_SHARD);
     while let Some(body) = reader.next(recv).await? {
         match ShardToShard::decode(body)? {
-            Some(ShardToShard::Greeting { epoch, version }) => tracing::info!(epoch, version, "a peer is here"),
+            Some(ShardToShard::Greeting { epoch, version }) => {
+                tracing::debug!(epoch, version, "a peer goes by this ring");
+                conversation.greeted(epoch);
+            }
             Some(ShardToShard::Held { all, edges }) => conversation.held(all, edges),
             Some(ShardToShard::Released(edges)) => conversation.released(&edges),
             Some(ShardToShard::Announced(services)) => conversation.announced(services),

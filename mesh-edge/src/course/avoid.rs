@@ -12,8 +12,10 @@ pub(super) enum Why {
     Unreached,
     /// It is certainly gone: its host or its successor said so.
     Died,
-    /// It asked to be left, or to be left alone.
+    /// It asked to be left alone for a while.
     Asked,
+    /// It is about to stop, and asked to be left; the newest ring that was known then has this epoch.
+    Stopping(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +44,12 @@ impl Avoid {
             self.0.remove(first);
         }
         self.0.push(Entry { shard: shard.clone(), why, until });
+    }
+
+    /// A newer ring is known. Whoever stops is not in it, and whoever is in it serves: it knows better than those who
+    /// asked to be left before.
+    pub(super) fn heard_of(&mut self, epoch: u64) {
+        self.0.retain(|entry| !matches!(entry.why, Why::Stopping(then) if then < epoch));
     }
 
     /// A shard serves, so nothing speaks against it.
@@ -97,6 +105,18 @@ mod tests {
         assert!(names(&avoid, now + 15 * second).is_empty());
         avoid.take_off(&shard("b"));
         assert_eq!(names(&avoid, now), ["a"]);
+    }
+
+    #[test]
+    fn a_newer_ring_knows_better_than_a_shard_that_was_about_to_stop() {
+        let (mut avoid, now, minute) = (Avoid::default(), Instant::now(), Duration::from_secs(60));
+        avoid.add(&shard("a"), Why::Stopping(4), now, minute);
+        avoid.add(&shard("b"), Why::Asked, now, minute);
+        avoid.add(&shard("c"), Why::Unreached, now, minute);
+        avoid.heard_of(4);
+        assert_eq!(names(&avoid, now), ["a", "b", "c"], "that ring may be the one with it");
+        avoid.heard_of(5);
+        assert_eq!(names(&avoid, now), ["b", "c"], "no ring says that a shard has room, or can be reached");
     }
 
     #[test]

@@ -280,7 +280,7 @@ async fn a_shard_that_drains_is_avoided_until_it_is_gone_and_a_move_that_failed_
     let now = Instant::now();
     let mut c = settled(now);
     let deadline = Duration::from_secs(40);
-    c.leaves(&shard("s"), now, deadline);
+    c.leaves(&shard("s"), 4, now, deadline);
     let mut aside = c.aside(&[candidate("x", &["x:1"]), candidate("y", &["y:1"])]).unwrap();
     assert_eq!(avoided(&aside, now), ["s"], "whoever is asked is told");
     aside.first(NONE, now);
@@ -293,6 +293,26 @@ async fn a_shard_that_drains_is_avoided_until_it_is_gone_and_a_move_that_failed_
     c.prefer(&[candidate("z", &["z:1"]), candidate("w", &["w:1"])], now);
     story(&mut c, now, &[(lost(EndCause::Closed(CloseCode::Drained), 99), "w:1", 500)]);
     story(&mut c, now, &[(failed(EndCause::TimedOut), "y:1", 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_drained_is_as_good_as_any_once_a_newer_ring_is_known() {
+    let (now, hour) = (Instant::now(), Duration::from_secs(3600));
+    let mut c = settled(now);
+    c.leaves(&shard("s"), 4, now, hour);
+    let mut aside = c.aside(&[candidate("x", &["x:1"])]).unwrap();
+    aside.first(NONE, now);
+    aside.heard_of(4);
+    assert_eq!(avoided(&aside, now), ["s"], "the next shard has not heard that it stops");
+    aside.heard_of(5);
+    aside.arrived(&shard("x"), &[candidate("y", &["y:1"])]);
+    c.returned(aside);
+    assert!(avoided(&c, now).is_empty());
+    // It is back before its drain time is over, and the shard after it drains: the edge goes where it belongs.
+    c.leaves(&shard("x"), 6, now, hour);
+    let mut aside = c.aside(&[candidate("s", &["a:1"]), candidate("y", &["y:1"])]).unwrap();
+    assert_eq!(aside.first(NONE, now).address, "a:1");
+    assert_eq!(avoided(&aside, now), ["x"]);
 }
 
 #[tokio::test(start_paused = true)]
