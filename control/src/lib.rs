@@ -13,6 +13,7 @@ pub mod membership;
 pub mod metrics;
 pub mod own;
 pub mod presence;
+pub mod sight;
 pub mod store;
 pub mod token;
 pub mod watch;
@@ -131,6 +132,7 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
     let presence = Arc::new(Presence::default());
     let (store_ready, api_ready) = (ready.part("store"), ready.part("api"));
     let hub = Hub::start(store.clone(), Arc::clone(&presence), &bundle, metrics.clone(), (store_ready, &tasks)).await?;
+    let sight = hub.sight().clone();
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
     let api_addr = listener.local_addr()?;
@@ -168,7 +170,8 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
     // Replicas may be configured alike, and one that starts again is another one.
     let me = format!("{}-{:08x}", config.name, rand::random::<u32>());
     let outlets = Outlets { hub, metrics: metrics.clone(), ready: ready.part("ring") };
-    tasks.spawn(leader::run(me, StoreBoard::new(store.clone(), presence), outlets, stir, tasks.clone()));
+    tasks.spawn(leader::keep_sight(sight.clone(), metrics.clone(), ready.part("watch"), tasks.clone()));
+    tasks.spawn(leader::run(me, StoreBoard::new(store.clone(), presence, sight), outlets, stir, tasks.clone()));
     let admin_addr = admin::serve(config.admin, registry, ready.clone(), &tasks)
         .await
         .with_context(|| format!("cannot listen on {} (admin)", config.admin))?;

@@ -51,6 +51,8 @@ pub struct Metrics {
     pub ring_held: IntGauge,
     /// What this replica changed about the ring, by cause.
     pub ring_changes: IntCounterVec,
+    /// 1 while the database cannot be read and shards are sent to other replicas.
+    pub blind: IntGauge,
     /// Looks at the ring that failed.
     pub ring_rounds_failed: IntCounter,
     /// How long a change took from its commit to the watchers, in seconds.
@@ -100,6 +102,7 @@ impl Metrics {
             leading: gauge("leading", "1 if this replica decides about the ring.")?,
             ring_held: gauge("ring_held", "1 while all members are silent, so that the ring stays as it is.")?,
             ring_changes: counters("ring_changes_total", "Changes of the ring by this replica, by cause.", &["cause"])?,
+            blind: gauge("blind", "1 while shards are sent to other replicas, as the database cannot be read.")?,
             ring_rounds_failed: register(
                 registry,
                 IntCounter::new("mesh_control_ring_rounds_failed_total", "Looks at the ring that failed.")?,

@@ -27,7 +27,8 @@ pub use self::state::{Follower, State};
 use crate::{
     metrics::Metrics,
     presence::Presence,
-    store::{Revisions, Store, StoreError},
+    sight::Sight,
+    store::{Dialect, Revisions, Store, StoreError},
 };
 
 /// How often the database is asked whether another process changed it.
@@ -53,6 +54,8 @@ struct Inner {
     store: Store,
     presence: Arc<Presence>,
     metrics: Metrics,
+    /// Whether this replica can know what the others decide.
+    sight: Sight,
     /// When the commit that is not yet in force happened.
     pending: Mutex<Option<Instant>>,
 }
@@ -71,7 +74,9 @@ impl Hub {
     ) -> Result<Self, StoreError> {
         let leases = store.leases().await?;
         let (ring, orders) = (store.ring().await?.ring, store.orders().await?);
-        presence.adopt(leases, Instant::now());
+        let now = Instant::now();
+        presence.adopt(leases, now);
+        let sight = Sight::new(store.dialect() == Dialect::Sqlite, now);
         let inner = Inner {
             state: watch::channel(State::default()).0,
             stored: watch::channel(0).0,
@@ -79,6 +84,7 @@ impl Hub {
             store,
             presence,
             metrics,
+            sight,
             pending: Mutex::new(None),
         };
         let hub = Self(Arc::new(inner));
@@ -119,10 +125,18 @@ impl Hub {
         self.publish(Part::Bundle, &bundle.to_pem(), |_| ());
     }
 
-    /// Begins to follow: the first line has the whole state.
+    /// Begins to follow: the first line has the whole state. `None` if this replica has nothing to say, as others may
+    /// know better.
     #[must_use]
-    pub fn follow(&self) -> Follower {
-        Follower::new(self.0.state.subscribe(), self.0.metrics.clone())
+    pub fn follow(&self) -> Option<Follower> {
+        let (state, sight) = (self.0.state.subscribe(), self.0.sight.follow());
+        (!self.0.sight.is_lost()).then(|| Follower::new(state, sight, self.0.metrics.clone()))
+    }
+
+    /// Whether this replica can know what the others decide.
+    #[must_use]
+    pub fn sight(&self) -> &Sight {
+        &self.0.sight
     }
 
     /// Publishes the ring and the orders in force, in one line.

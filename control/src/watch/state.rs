@@ -129,6 +129,8 @@ impl State {
 #[derive(Debug)]
 pub struct Follower {
     state: watch::Receiver<State>,
+    /// Whether the replica has lost sight of the others.
+    lost: watch::Receiver<bool>,
     seen: [u64; SECTIONS],
     beat: tokio::time::Interval,
     metrics: Metrics,
@@ -136,21 +138,23 @@ pub struct Follower {
 
 impl Follower {
     /// One that has seen nothing yet.
-    pub(super) fn new(mut state: watch::Receiver<State>, metrics: Metrics) -> Self {
+    pub(super) fn new(mut state: watch::Receiver<State>, lost: watch::Receiver<bool>, metrics: Metrics) -> Self {
         metrics.watchers.inc();
         state.mark_changed();
         let mut beat = interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         beat.reset();
-        Self { state, seen: [0; SECTIONS], beat, metrics }
+        Self { state, lost, seen: [0; SECTIONS], beat, metrics }
     }
 
-    /// The next line: what changed, or a sign of life. `None` once `serial` is revoked or control stops.
+    /// The next line: what changed, or a sign of life. `None` once `serial` is revoked, control stops, or others may
+    /// know better.
     pub async fn next(&mut self, serial: &str, tasks: &Tasks) -> Option<Bytes> {
         loop {
             tokio::select! {
                 biased;
                 () = tasks.stopping() => return None,
+                _ = self.lost.wait_for(|lost| *lost) => return None,
                 changed = self.state.changed() => {
                     changed.ok()?;
                     let state = self.state.borrow_and_update();
@@ -206,7 +210,8 @@ mod tests {
     async fn a_slow_follower_skips_to_the_newest_state_and_a_revoked_one_is_let_go() {
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
         let sender = watch::Sender::new(state());
-        let mut follower = Follower::new(sender.subscribe(), metrics);
+        let lost = watch::Sender::new(false);
+        let mut follower = Follower::new(sender.subscribe(), lost.subscribe(), metrics.clone());
         let tasks = Tasks::new();
         for round in 0..1000 {
             sender.send_modify(|s| _ = s.put(Part::Policy, Bytes::from(format!("{round}"))));
@@ -217,5 +222,9 @@ mod tests {
         assert_eq!(quiet, "{\"revision\":1007}\n", "and nothing behind it");
         sender.send_modify(|s| s.revoked = Arc::new(HashSet::from(["1".to_owned()])));
         assert_eq!(follower.next("1", &tasks).await, None);
+        let mut other = Follower::new(sender.subscribe(), lost.subscribe(), metrics);
+        assert!(other.next("2", &tasks).await.is_some());
+        lost.send_replace(true);
+        assert_eq!(other.next("2", &tasks).await, None, "others may know better");
     }
 }
