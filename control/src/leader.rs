@@ -152,6 +152,7 @@ pub async fn run(me: String, board: StoreBoard, outlets: Outlets, stir: Arc<Noti
 impl Outlets {
     fn tell(&self, round: &Round) {
         self.hub.set_ring(&round.ring, &round.orders);
+        self.hub.set_leads(round.leading);
         self.count(round);
         for (_, cause) in &round.causes {
             self.metrics.ring_changes.with_label_values(&[cause.as_str()]).inc();
@@ -170,6 +171,7 @@ impl Outlets {
 
     fn failed(&self, known: &Round, error: &StoreError) {
         self.metrics.ring_rounds_failed.inc();
+        self.hub.set_leads(false);
         self.count(known);
         let (epoch, members) = (known.ring.epoch, known.ring.members.len());
         self.ready.detail(format!("epoch {epoch} with {members} shards stays in force: {error}"));
