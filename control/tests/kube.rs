@@ -111,11 +111,9 @@ async fn shards_have_the_book_of_the_cluster_and_keep_the_last_one() {
     until("what /readyz says", 10 * SECOND, async || ready.report().contains("1 edges among 1 nodes, 1 pods")).await;
 
     // The cluster is away: the book stays, and a control that starts anew has it too.
-    let store = control::store::Store::open(
-        &control::store::open::sqlite_url(&world.config.data_dir.join("control.db")).unwrap(),
-        prometheus::IntCounter::new("errors", "errors").unwrap(),
-    );
-    let store = store.await.unwrap();
+    let url = control::store::open::sqlite_url(&world.config.data_dir.join("control.db")).unwrap();
+    let errors = prometheus::IntCounter::new("errors", "errors").unwrap();
+    let store = control::store::Store::open(&url, errors).await.unwrap();
     until("the book to be written down", 30 * SECOND, async || store.book().await.unwrap().len() == 2).await;
     store.close().await;
     server.stop().await;
