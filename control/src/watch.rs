@@ -4,10 +4,11 @@
 //! remembers which revision of each section it has sent and sends what is newer when there is room: a slow one skips
 //! to the newest state, and nothing ever queues up for it.
 //!
-//! Sections of the database are read again when this process commits, and when the once-a-second poll finds a new
-//! revision, as another replica may have committed. When the database is away the last state stays in force. The ring and
+//! Sections of the database are read again when this process commits, when PostgreSQL announces that another replica did,
+//! and when the once-a-second poll finds a new revision all the same. When the database is away the last state stays in force. The ring and
 //! the orders come from [`crate::leader`].
 
+pub mod book;
 mod state;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -18,16 +19,17 @@ use proto::{api::ShardOrder, id::ShardId, ring::RingSpec};
 use runtime::{admin::ReadyPart, clock::unix_now, shutdown::Tasks, tls::TrustBundle};
 use serde::Serialize;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-use self::state::Part;
+use self::{book::SharedBook, state::Part};
 pub use self::state::{Follower, State};
 use crate::{
     metrics::Metrics,
     presence::Presence,
-    store::{Revisions, Store, StoreError},
+    sight::Sight,
+    store::{Dialect, Revisions, Store, StoreError},
 };
 
 /// How often the database is asked whether another process changed it.
@@ -51,8 +53,16 @@ struct Inner {
     /// The revision at which the edges changed last.
     edges_at: watch::Sender<i64>,
     store: Store,
+    /// The same with connections that no call of the API holds.
+    followed: Store,
     presence: Arc<Presence>,
     metrics: Metrics,
+    /// Whether this replica can know what the others decide.
+    sight: Sight,
+    /// The address book of the cluster, if there is one.
+    book: SharedBook,
+    /// Whether this replica leads.
+    leads: watch::Sender<bool>,
     /// When the commit that is not yet in force happened.
     pending: Mutex<Option<Instant>>,
 }
@@ -71,14 +81,20 @@ impl Hub {
     ) -> Result<Self, StoreError> {
         let leases = store.leases().await?;
         let (ring, orders) = (store.ring().await?.ring, store.orders().await?);
-        presence.adopt(leases, Instant::now());
+        let now = Instant::now();
+        presence.adopt(leases, now);
+        let sight = Sight::new(store.dialect() == Dialect::Sqlite, now);
         let inner = Inner {
             state: watch::channel(State::default()).0,
             stored: watch::channel(0).0,
             edges_at: watch::channel(0).0,
+            followed: store.for_followers(),
             store,
             presence,
             metrics,
+            sight,
+            book: SharedBook::default(),
+            leads: watch::channel(false).0,
             pending: Mutex::new(None),
         };
         let hub = Self(Arc::new(inner));
@@ -88,7 +104,12 @@ impl Hub {
         let mut loaded = Revisions::default();
         hub.refresh(&mut loaded).await?;
         hub.refresh_edges().await?;
-        tasks.spawn(hub.clone().follow_store(loaded, ready, tasks.clone()));
+        let heard = Arc::new(Notify::new());
+        let (failing, told) = watch::channel(None);
+        tasks.spawn(hub.clone().follow_store(loaded, Arc::clone(&heard), failing, tasks.clone()));
+        tasks.spawn(hub.clone().probe(ready, told, tasks.clone()));
+        let (listens, token) = (hub.0.followed.clone(), tasks.token());
+        tasks.spawn(token.run_until_cancelled_owned(async move { listens.hear(|| heard.notify_one()).await }));
         tasks.spawn(hub.clone().follow_edges(loaded.edges, tasks.clone()));
         tasks.spawn(hub.clone().follow_shards(tasks.clone()));
         Ok(hub)
@@ -119,10 +140,41 @@ impl Hub {
         self.publish(Part::Bundle, &bundle.to_pem(), |_| ());
     }
 
-    /// Begins to follow: the first line has the whole state.
+    /// Begins to follow: the first line has the whole state. `None` if this replica has nothing to say, as others may
+    /// know better.
     #[must_use]
-    pub fn follow(&self) -> Follower {
-        Follower::new(self.0.state.subscribe(), self.0.metrics.clone())
+    pub fn follow(&self) -> Option<Follower> {
+        let (state, sight) = (self.0.state.subscribe(), self.0.sight.follow());
+        (!self.0.sight.is_lost()).then(|| Follower::new(state, self.0.book.clone(), sight, self.0.metrics.clone()))
+    }
+
+    /// The address book of the cluster.
+    #[must_use]
+    pub fn book(&self) -> &SharedBook {
+        &self.0.book
+    }
+
+    /// Says whether this replica leads.
+    pub fn set_leads(&self, leads: bool) {
+        self.0.leads.send_if_modified(|before| std::mem::replace(before, leads) != leads);
+    }
+
+    /// Tells whether this replica leads.
+    #[must_use]
+    pub fn leads(&self) -> watch::Receiver<bool> {
+        self.0.leads.subscribe()
+    }
+
+    /// Tells of each change of the state.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<State> {
+        self.0.state.subscribe()
+    }
+
+    /// Whether this replica can know what the others decide.
+    #[must_use]
+    pub fn sight(&self) -> &Sight {
+        &self.0.sight
     }
 
     /// Publishes the ring and the orders in force, in one line.
@@ -163,14 +215,20 @@ impl Hub {
         });
     }
 
-    /// Follows the database: this process' commits at once, those of others by polling.
-    async fn follow_store(self, mut loaded: Revisions, ready: ReadyPart, tasks: Tasks) {
+    /// Follows the database: commits of this process and those that are heard of at once, others by polling. It only reads,
+    /// so that nobody who writes holds it up.
+    async fn follow_store(
+        self,
+        mut loaded: Revisions,
+        heard: Arc<Notify>,
+        failing: watch::Sender<Option<String>>,
+        tasks: Tasks,
+    ) {
         let mut commits = self.0.store.commits();
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut up = None;
         loop {
-            let polled = tokio::select! {
+            tokio::select! {
                 biased;
                 () = tasks.stopping() => return,
                 changed = commits.changed() => {
@@ -178,29 +236,47 @@ impl Hub {
                         return;
                     }
                     self.0.pending.lock().get_or_insert_with(Instant::now);
-                    false
                 }
-                _ = poll.tick() => true,
-            };
-            let health = match self.refresh(&mut loaded).await {
-                Ok(()) if polled => self.0.store.probe().await,
-                other => other,
-            };
-            self.tell(&health, &ready, &mut up);
+                () = heard.notified() => {}
+                _ = poll.tick() => {}
+            }
+            let error = self.refresh(&mut loaded).await.err().map(|e| e.to_string());
+            failing.send_if_modified(|before| std::mem::replace(before, error.clone()) != error);
         }
     }
 
-    fn tell(&self, health: &Result<(), StoreError>, ready: &ReadyPart, up: &mut Option<bool>) {
-        let now_up = health.is_ok();
+    /// Looks from time to time whether the database can be written, which may wait for those who write, and says how it is.
+    async fn probe(self, ready: ReadyPart, mut failing: watch::Receiver<Option<String>>, tasks: Tasks) {
+        let mut ticks = interval(POLL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut up = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = tasks.stopping() => return,
+                changed = failing.changed() => if changed.is_err() { return },
+                _ = ticks.tick() => {}
+            }
+            let unread = failing.borrow_and_update().clone();
+            let error = match unread {
+                Some(error) => Some(error),
+                None => self.0.store.probe().await.err().map(|e| e.to_string()),
+            };
+            self.tell(error.as_deref(), &ready, &mut up);
+        }
+    }
+
+    fn tell(&self, error: Option<&str>, ready: &ReadyPart, up: &mut Option<bool>) {
+        let now_up = error.is_none();
         self.0.metrics.store_up.set(i64::from(now_up));
-        match health {
-            Ok(()) => {
+        match error {
+            None => {
                 ready.up();
                 if *up == Some(false) {
                     tracing::info!("the database works again");
                 }
             }
-            Err(error) => {
+            Some(error) => {
                 ready.down(format!("{error}; enrolments and changes are refused, watches go on from the last state"));
                 if *up != Some(false) {
                     tracing::error!(%error, "the database cannot be used; changes are refused until it works again");
@@ -212,7 +288,7 @@ impl Hub {
 
     /// Reads the sections that changed, except for the edges.
     async fn refresh(&self, loaded: &mut Revisions) -> Result<(), StoreError> {
-        let store = &self.0.store;
+        let store = &self.0.followed;
         let found = store.revisions().await?;
         let now = unix_now();
         if found.policy != loaded.policy {
@@ -265,7 +341,8 @@ impl Hub {
     async fn refresh_edges(&self) -> Result<(), StoreError> {
         let edges = self.0.store.edge_sites().await?;
         self.0.metrics.edges.set(i64::try_from(edges.len()).unwrap_or(i64::MAX));
-        self.publish(Part::Edges, &edges, |_| ());
+        let names = Arc::new(edges.keys().cloned().collect());
+        self.publish(Part::Edges, &edges, |state| state.edges = names);
         Ok(())
     }
 

@@ -19,6 +19,8 @@ use super::{Dialect, Store, StoreError, Written};
 
 /// Connections to the database.
 const CONNECTIONS: u32 = 8;
+/// Connections for those who follow: the watch, and the ring.
+const FOLLOWERS: u32 = 2;
 /// Longest wait for one of them.
 const ACQUIRE: Duration = Duration::from_secs(3);
 /// Longest time for the first connection and the migrations.
@@ -26,6 +28,8 @@ const OPENING: Duration = Duration::from_secs(30);
 
 const INIT: &str = include_str!("../../migrations/0001_init.sql");
 const RING: &str = include_str!("../../migrations/0002_ring.sql");
+const BOOK: &str = include_str!("../../migrations/0004_book.sql");
+const REPORTS: &str = include_str!("../../migrations/0003_reports.sql");
 
 /// The URL of the SQLite file, which is made with mode 0600 if it is not there.
 ///
@@ -66,8 +70,10 @@ impl Store {
             StoreError::Url("the database's URL cannot be read (it is not shown: it may hold a password)")
         })?;
         let options = options.disable_statement_logging();
-        let pool = timeout(OPENING, pool(dialect, options)).await.map_err(|_| StoreError::Deadline)??;
-        timeout(OPENING, migrations().run(&pool)).await.map_err(|_| StoreError::Deadline)??;
+        let opened = timeout(OPENING, pool(dialect, options.clone(), CONNECTIONS));
+        let all = opened.await.map_err(|_| StoreError::Deadline)??;
+        timeout(OPENING, migrations().run(&all)).await.map_err(|_| StoreError::Deadline)??;
+        let followers = timeout(OPENING, pool(dialect, options, FOLLOWERS)).await.map_err(|_| StoreError::Deadline)??;
         let (committed, _) = watch::channel(0);
         // One writer at a time is what SQLite can do. With PostgreSQL the row lock decides, and more than one in the
         // queue there hides the latency of the network.
@@ -76,7 +82,9 @@ impl Store {
             Dialect::Postgres => 4,
         };
         Ok(Self {
-            pool,
+            pool: all,
+            followers,
+            url: (dialect == Dialect::Postgres).then(|| url.clone()),
             dialect,
             turn: Arc::new(Semaphore::new(writers)),
             committed,
@@ -129,9 +137,9 @@ impl Store {
     }
 }
 
-async fn pool(dialect: Dialect, options: AnyConnectOptions) -> Result<AnyPool, sqlx::Error> {
+async fn pool(dialect: Dialect, options: AnyConnectOptions, connections: u32) -> Result<AnyPool, sqlx::Error> {
     AnyPoolOptions::new()
-        .max_connections(CONNECTIONS)
+        .max_connections(connections)
         .acquire_timeout(ACQUIRE)
         .idle_timeout(Duration::from_secs(600))
         .after_connect(move |connection, _| {
@@ -163,5 +171,5 @@ fn migrations() -> Migrator {
     let migration = |version, name: &'static str, sql: &'static str| {
         Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    Migrator::with_migrations(vec![migration(1, "init", INIT), migration(2, "ring", RING)])
+    Migrator::with_migrations(vec![migration(1, "init", INIT), migration(2, "ring", RING), migration(3, "reports", REPORTS), migration(4, "book", BOOK)])
 }
