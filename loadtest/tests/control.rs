@@ -7,12 +7,12 @@ mod sim;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use control::sight::BLIND;
 use loadtest::cluster::{
     Cluster, Layout,
     control::database::Health,
     op::{Cut, Op},
 };
-use control::sight::BLIND;
 use proto::api::ShardOrder;
 use sim::{play, seeds};
 

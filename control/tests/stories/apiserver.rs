@@ -99,8 +99,7 @@ impl ApiServer {
     /// Whom the front proxy is, and how it may be called.
     pub(crate) fn front_proxy(&self, ca: &str, names: &[&str]) {
         let names = json!(names).to_string();
-        *self.cluster.front.lock() =
-            json!({"requestheader-client-ca-file": ca, "requestheader-allowed-names": names});
+        *self.cluster.front.lock() = json!({"requestheader-client-ca-file": ca, "requestheader-allowed-names": names});
     }
 
     /// What was asked for in the namespace `mesh`.
@@ -130,9 +129,11 @@ async fn all(State(cluster): State<Arc<Cluster>>, Path(plural): Path<String>, Ra
     }
     let (news, stop) = (cluster.news.subscribe(), cluster.stop.clone());
     // What came between the list and the watch is told again.
-    let first = cluster.list(&plural)["items"].as_array().unwrap().iter().fold(String::new(), |lines, object| {
-        format!("{lines}{}\n", json!({"type": "MODIFIED", "object": object}))
-    });
+    let first = cluster.list(&plural)["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .fold(String::new(), |lines, object| format!("{lines}{}\n", json!({"type": "MODIFIED", "object": object})));
     let lines = futures::stream::unfold((news, plural, stop, Some(first)), |(mut news, plural, stop, first)| async {
         if let Some(first) = first {
             return Some((Ok::<_, Infallible>(first), (news, plural, stop, None)));
@@ -183,5 +184,7 @@ async fn review(Json(review): Json<Value>) -> Json<Value> {
     } else {
         json!({"authenticated": false, "error": "invalid bearer token"})
     };
-    Json(json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": review["spec"], "status": status}))
+    Json(
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": review["spec"], "status": status}),
+    )
 }
