@@ -130,7 +130,7 @@ impl Shelf {
         let ports = raw.ports.iter().filter_map(|port| {
             let name = port.name().to_owned();
             let mut endpoints: Vec<_> = slices.iter().flat_map(|slice| slice.on(&name)).collect();
-            endpoints.sort_by(|a, b| (a.ip, a.port).cmp(&(b.ip, b.port)));
+            endpoints.sort_by_key(|endpoint| (endpoint.ip, endpoint.port));
             endpoints.dedup();
             Some(book::ServicePort { port: port.port?, name, endpoints })
         });

@@ -12,7 +12,7 @@ use axum::{
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::broadcast, task::JoinHandle};
+use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ struct Cluster {
 pub(crate) struct ApiServer {
     pub(crate) port: u16,
     cluster: Arc<Cluster>,
-    task: JoinHandle<()>,
+    task: tokio::sync::Mutex<JoinSet<()>>,
     dir: TempDir,
 }
 
@@ -53,20 +53,19 @@ impl ApiServer {
             .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
             .with_state(Arc::clone(&cluster));
         let stop = cluster.stop.clone();
-        let task = tokio::spawn(async move {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
             let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
             served.await.unwrap();
         });
+        let task = tokio::sync::Mutex::new(task);
         Self { port, cluster, task, dir: tempfile::tempdir().unwrap() }
     }
 
     /// The end of it, and of all watches.
     pub(crate) async fn stop(&self) {
         self.cluster.stop.cancel();
-        self.task.abort();
-        while !self.task.is_finished() {
-            tokio::task::yield_now().await;
-        }
+        self.task.lock().await.shutdown().await;
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
