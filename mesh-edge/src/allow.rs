@@ -259,7 +259,9 @@ impl Allow {
     fn service(&self, name: &ServiceName) -> Result<Plan, Refusal> {
         match self.services.get(name) {
             Some((ServiceKind::Udp, _)) => Err(unsupported()),
-            Some((_, to)) => Ok(Plan::Dial { to: to.clone(), rule: format!("service {name}"), by_address: false, or: None }),
+            Some((_, to)) => {
+                Ok(Plan::Dial { to: to.clone(), rule: format!("service {name}"), by_address: false, or: None })
+            }
             None => {
                 let why = format!("edge {} has no service {name}; services stand in its configuration", self.edge);
                 Err(Refusal::because(RefuseCode::ServiceUnknown, why))
@@ -271,7 +273,8 @@ impl Allow {
         // kube-apiserver asks for the node by its name, which is this machine by definition.
         let here = asked.host == self.edge.as_str();
         let to = if here { HostPort { host: "localhost".into(), port: asked.port } } else { asked.clone() };
-        let dial = |rule: &str, by_address| Ok(Plan::Dial { to: to.clone(), rule: rule.to_owned(), by_address, or: None });
+        let dial =
+            |rule: &str, by_address| Ok(Plan::Dial { to: to.clone(), rule: rule.to_owned(), by_address, or: None });
         let loopback = to.is_loopback();
         if loopback && self.local.kubelet && to.port == KUBELET {
             return dial("kubelet", false);
@@ -283,7 +286,12 @@ impl Allow {
         if let Some((name, (_, address))) =
             self.services.iter().find(|(_, (kind, s))| *kind != ServiceKind::Udp && same(s))
         {
-            return Ok(Plan::Dial { to: address.clone(), rule: format!("service {name}"), by_address: false, or: None });
+            return Ok(Plan::Dial {
+                to: address.clone(),
+                rule: format!("service {name}"),
+                by_address: false,
+                or: None,
+            });
         }
         let mut rules = self.rules.iter().filter(|r| r.ports.contains(to.port));
         match to.host.parse::<IpAddr>() {
@@ -429,12 +437,16 @@ mod tests {
         let opened = allow(&[]).with_cluster(open.clone());
         let shut = allow(&[]);
         let sealed = Allow { local: Local { kubelet: false, sshd: false }, ..allow(&[]).with_cluster(open) };
-        let plan = |allow: &Allow, who: &Principal, to: &str| {
-            match allow.plan_for(Some(who), &format!("shop-1/{to}").parse().unwrap(), machine) {
-                Ok(Plan::Dial { rule, or, .. }) => format!("{rule}{}", or.map(|or| format!(" or {or}")).unwrap_or_default()),
-                Ok(Plan::Echo) => "echo".into(),
-                Err(refusal) => refusal.code.slug().into(),
+        let plan = |allow: &Allow, who: &Principal, to: &str| match allow.plan_for(
+            Some(who),
+            &format!("shop-1/{to}").parse().unwrap(),
+            machine,
+        ) {
+            Ok(Plan::Dial { rule, or, .. }) => {
+                format!("{rule}{}", or.map(|or| format!(" or {or}")).unwrap_or_default())
             }
+            Ok(Plan::Echo) => "echo".into(),
+            Err(refusal) => refusal.code.slug().into(),
         };
         let kas = Principal::Apiserver;
         for (to, expected) in [

@@ -250,6 +250,7 @@ async fn a_dial_that_is_given_up_frees_its_stream() {
     call.send(PacketType::DialCls, Payload::CloseDial(CloseDial { random: 4711 })).await;
     until(|| edge.streams() == 0).await;
     assert_eq!(mesh.record().await.outcome, "cancelled");
+    drop(call);
 
     // As does one whose client vanishes.
     let mut call = Call::new(&client).await;
