@@ -130,7 +130,7 @@ apiserver() {
     --service-cluster-ip-range 10.96.0.0/16 --endpoint-reconciler-type "$ends" --allow-privileged \
     --client-ca-file "$pki/kube.crt" --tls-cert-file "$pki/apiserver.crt" --tls-private-key-file "$pki/apiserver.key" \
     --kubelet-certificate-authority "$pki/kube.crt" --kubelet-client-certificate "$pki/to-kubelet.crt" \
-    --kubelet-client-key "$pki/to-kubelet.key" --kubelet-preferred-address-types "${PREFERRED:-InternalIP,Hostname}" \
+    --kubelet-client-key "$pki/to-kubelet.key" \
     --service-account-issuer https://kubernetes.default.svc --service-account-key-file "$pki/accounts.pub" \
     --service-account-signing-key-file "$pki/accounts.key" --authorization-mode Node,RBAC \
     --enable-admission-plugins NodeRestriction --requestheader-client-ca-file "$pki/front.crt" \

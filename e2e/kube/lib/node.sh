@@ -134,7 +134,7 @@ node() {
   start_in "$name" "kubelet-$number" kubelet --config "$home/kubelet.yaml" --kubeconfig "$pki/$name.conf" \
     --hostname-override "$name" --node-ip "$address" --cert-dir "$home/certs"
   start_in "$name" "proxy-$number" kube-proxy --kubeconfig "$pki/proxy.conf" --hostname-override "$name" \
-    --proxy-mode "$proxy_mode" --conntrack-max-per-core 0 --conntrack-tcp-timeout-established 0s \
+    --proxy-mode iptables --conntrack-max-per-core 0 --conntrack-tcp-timeout-established 0s \
     --conntrack-tcp-timeout-close-wait 0s
 }
 containers() {

@@ -1,0 +1,40 @@
+# Sourced by kube.sh: the mesh beside this Kubernetes: control and a shard where the apiservers are, an edge on each node.
+# shellcheck shell=bash
+
+# mesh N...: control, shard-1 with both egress doors, an edge on each of these nodes, and apiservers `uds` and `tcp` that
+# go through the doors.
+mesh() {
+  local number
+  kubeconfig mesh
+  authority egress
+  certificate egress-server egress /CN=egress serverAuth "IP:$here"
+  certificate egress-client egress /CN=kube-apiserver clientAuth
+  port egress
+  control '[kubernetes]' "kubeconfig = '$pki/mesh.conf'"
+  # The last lines of the shard's configuration: the doors.
+  tcp_doors=(
+    '[doors.egress]'
+    "uds = '$dir/egress.sock'"
+    "listen = '$here:${at[egress]}'"
+    "cert = '$pki/egress-server.crt'"
+    "key = '$pki/egress-server.key'"
+    "client_ca = '$pki/egress.crt'"
+  )
+  shard
+  for number in "$@"; do edge_on "$number"; done
+  for number in "$@"; do host=10.200.$number.2 wait_for 20 edge_ready "node-$number"; done
+
+  egress_selector uds "uds: {udsName: $dir/egress.sock}"
+  egress_selector tcp "tcp:" "  url: https://$here:${at[egress]}" \
+    "  tlsConfig: {caBundle: $pki/egress.crt, clientCert: $pki/egress-client.crt, clientKey: $pki/egress-client.key}"
+}
+
+# edge_on N: an edge on node-N, with the node's name.
+edge_on() {
+  local name=node-$1
+  host=10.200.$1.2 edge_config "$name"
+  ctl token create --edge --name "$name" 2>> "$dir/log/meshctl.log" |
+    mesh-edge join --config "$dir/$name.toml" 2>> "$dir/log/edge-$1.log"
+  start_edge_on "$1"
+}
+start_edge_on() { start_in "node-$1" "edge-$1" mesh-edge --config "$dir/node-$1.toml"; }
