@@ -41,7 +41,11 @@ source "$(dirname "$0")/lib/node.sh"
 source "$(dirname "$0")/lib/mesh.sh"
 # shellcheck source=e2e/kube/lib/verbs.sh
 source "$(dirname "$0")/lib/verbs.sh"
+# shellcheck source=e2e/kube/lib/crowd.sh
+source "$(dirname "$0")/lib/crowd.sh"
 PATH=$KUBE_BIN:$PATH
+# What fails inside of $(...) fails the story.
+shopt -s inherit_errexit
 # shellcheck disable=SC2034 # read in lib/node.sh
 for cni in /usr/lib/cni /opt/cni/bin; do [[ ! -x $cni/ptp ]] || break; done
 
@@ -87,9 +91,9 @@ words=$(refused k logs pod-1 -c main --tail=1)
 has "$words" node-1
 ok "$(tail -n 1 <<< "$words")"
 
-# verbs N MB-CP MB-FORWARD: all of them at node-N.
+# verbs WAY N MB-CP MB-FORWARD: all of them at node-N.
 verbs() {
-  local way
+  local way words
   step "$1: logs, 20,000 lines by hash"
   verb_logs "$2"
   ok
@@ -107,9 +111,11 @@ verbs() {
     over "$way" verb_attach "$2"
     ok
     step "$1: cp over $way"
-    ok "$(over "$way" verb_cp "$2" "$3")"
+    words=$(over "$way" verb_cp "$2" "$3")
+    ok "$words"
     step "$1: port-forward over $way"
-    ok "$(over "$way" verb_forward "$2" "$4")"
+    words=$(over "$way" verb_forward "$2" "$4")
+    ok "$words"
     step "$1: run --rm -i over $way"
     over "$way" verb_run "$2"
     ok
@@ -119,7 +125,7 @@ verbs() {
   verb_pod_proxy "$2"
   ok
 }
-# For the pod behind the Services.
+# verbs_of_services WAY N: for the pod behind the Services.
 verbs_of_services() {
   step "$1: service proxy, an admission webhook and an aggregated API whose pod runs on an edge"
   verb_service_proxy "$2"
@@ -162,6 +168,14 @@ for way in "${ways[@]}"; do
     *) fail "EGRESS is none, uds or tcp, not $way" ;;
   esac
 done
+
+step '200 exec at once'
+words=$(crowd 1 200)
+ok "$words"
+
+step '50 logs -f, one of whom is stopped'
+words=$(readers 1 50)
+ok "$words"
 
 step 'exec -- true, the median of 30 by each way'
 names=(direct)

@@ -5,7 +5,12 @@
 # go through the doors.
 mesh() {
   local number
+  certificate mesh kube /CN=mesh clientAuth
   kubeconfig mesh
+  # All that control reads of this Kubernetes.
+  kubectl create clusterrole mesh --verb=get,list,watch \
+    --resource=nodes,pods,services,endpointslices.discovery.k8s.io > /dev/null
+  kubectl create clusterrolebinding mesh --clusterrole=mesh --user=mesh > /dev/null
   authority egress
   certificate egress-server egress /CN=egress serverAuth "IP:$here"
   certificate egress-client egress /CN=kube-apiserver clientAuth

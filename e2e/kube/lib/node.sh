@@ -91,6 +91,7 @@ cgroupDriver: cgroupfs
 cgroupRoot: /$CAUSEWAY_CGROUP-$3
 failCgroupV1: false
 failSwapOn: false
+containerLogMaxSize: 500Mi
 clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
 resolvConf: $1/resolv.conf

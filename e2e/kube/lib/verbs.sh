@@ -72,7 +72,7 @@ has_endpoints() { [[ -n $(k get endpointslices -l "kubernetes.io/service-name=$1
 # --- logs ---------------------------------------------------------------------------------------------------------
 
 verb_logs() {
-  same "$(k logs "pod-$1" -c main --tail=-1 | head -n 20000 | sha256sum)" "$(seq 20000 | sha256sum)"
+  same "$(k logs "pod-$1" -c main --tail=-1 | sed -n 1,20000p | sha256sum)" "$(seq 20000 | sha256sum)"
   same "$(k logs "pod-$1" -c main --limit-bytes=6)" $'1\n2\n3'
 }
 
@@ -209,7 +209,7 @@ verb_forward() {
 verb_node_proxy() {
   local node=/api/v1/nodes/node-$1/proxy words
   same "$(k get --raw "$node/healthz")" ok
-  has "$(k get --raw "$node/stats/summary" | head -c 500)" "\"nodeName\": \"node-$1\""
+  same "$(k get --raw "$node/stats/summary" | grep -o '"nodeName": *"[^"]*"' | tr -d ' ')" "\"nodeName\":\"node-$1\""
   words=$(k get --raw "$node/pods" | grep -o '"name":"pod-[0-9]*"' | sort -u)
   same "$words" "\"name\":\"pod-$1\""
 }
