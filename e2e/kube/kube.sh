@@ -46,6 +46,8 @@ source "$(dirname "$0")/lib/crowd.sh"
 PATH=$KUBE_BIN:$PATH
 # What fails inside of $(...) fails the story.
 shopt -s inherit_errexit
+# There are many logs.
+: "${CAUSEWAY_TAIL:=3}"
 # shellcheck disable=SC2034 # read in lib/node.sh
 for cni in /usr/lib/cni /opt/cni/bin; do [[ ! -x $cni/ptp ]] || break; done
 

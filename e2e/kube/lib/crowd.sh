@@ -30,7 +30,7 @@ stands() { [[ $(k exec "pod-$1" -c main -- sh -c 'ls /tmp/crowd | grep -c [0-9]'
 # before long, and the stopped one when it goes on. Prints how long the others took.
 readers() {
   local pod=$1 count=$2 mark="flood-$RANDOM$RANDOM" number wanted began took
-  wanted=$(flood "$mark" | sha256sum)
+  wanted=$(lines "$mark" 30000 | sha256sum)
   for ((number = 0; number < count; number++)); do
     : > "$dir/log/reader-$number.out"
     GOGC=20 GOMAXPROCS=1 start "reader-$number" kubectl logs -f "pod-$pod" -c main --tail=1
@@ -38,7 +38,7 @@ readers() {
   for ((number = 0; number < count; number++)); do wait_for 60 test -s "$dir/log/reader-$number.out"; done
   kill -STOP "${pid[reader-0]}"
   began=$(now)
-  k exec "pod-$pod" -c main -- sh -c "$(declare -f flood); flood $mark > /tmp/say"
+  say "$pod" "$mark" 30000
   for ((number = 1; number < count; number++)); do
     wait_for 60 came_whole "$mark" "$dir/log/reader-$number.out" "$wanted"
   done
@@ -51,4 +51,3 @@ readers() {
   done
   echo "the others had 3 MB each after $took"
 }
-flood() { seq -f "$1 %05.0f ........................................................................" 30000; }

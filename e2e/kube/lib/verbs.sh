@@ -76,16 +76,19 @@ verb_logs() {
   same "$(k logs "pod-$1" -c main --limit-bytes=6)" $'1\n2\n3'
 }
 
-# said_to POD FILE: whether all that was said to it has come.
+# lines MARK COUNT: numbered lines of a hundred bytes. say POD MARK COUNT: the pod prints them.
+lines() { seq "$2" | sed "s/\$/ $(printf '%080d' 0)/; s/^/$1 /"; }
+say() { k exec "pod-$1" -c main -- sh -c "$(declare -f lines); lines $2 $3 > /tmp/say"; }
+# came_whole MARK FILE HASH: whether all lines of that mark have come, as they were said.
 came_whole() { [[ $(grep "^$1 " "$2" | sha256sum) == "$3" ]]; }
 
 verb_follow() {
   local mark="said-$RANDOM$RANDOM" wanted
-  wanted=$(seq -f "$mark %.0f" 5000 | sha256sum)
+  wanted=$(lines "$mark" 5000 | sha256sum)
   : > "$dir/log/follow.out"
   start follow kubectl logs -f "pod-$1" -c main --tail=1
   wait_for 20 test -s "$dir/log/follow.out"
-  k exec "pod-$1" -c main -- sh -c "seq -f '$mark %.0f' 5000 > /tmp/say"
+  say "$1" "$mark" 5000
   wait_for 20 came_whole "$mark" "$dir/log/follow.out" "$wanted"
   running follow || fail 'kubectl logs -f ended by itself'
   stop follow
@@ -125,12 +128,12 @@ verb_tty() {
 # The first container's output reaches who is attached; the second gives back what it is told.
 verb_attach() {
   local mark="told-$RANDOM$RANDOM" wanted
-  wanted=$(seq -f "$mark %.0f" 2000 | sha256sum)
+  wanted=$(lines "$mark" 2000 | sha256sum)
   : > "$dir/log/attach.out"
   start attach kubectl attach "pod-$1" -c main
   # Nothing tells when the attachment stands, so a word is said until it comes.
   wait_for 20 heard "$1" "$mark-first" attach
-  k exec "pod-$1" -c main -- sh -c "seq -f '$mark %.0f' 2000 > /tmp/say"
+  say "$1" "$mark" 2000
   wait_for 20 came_whole "$mark" "$dir/log/attach.out" "$wanted"
   stop attach
 
