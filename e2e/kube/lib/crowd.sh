@@ -26,11 +26,11 @@ crowd() {
 }
 stands() { [[ $(k exec "pod-$1" -c main -- sh -c 'ls /tmp/crowd | grep -c [0-9]') == "$2" ]]; }
 
-# readers POD COUNT: that many `logs -f`, one of which is stopped while megabytes are said; the others have them all
+# readers POD COUNT: that many `logs -f`, one of which is stopped while a megabyte is said; the others have them all
 # before long, and the stopped one when it goes on. Prints how long the others took.
 readers() {
   local pod=$1 count=$2 mark="flood-$RANDOM$RANDOM" number wanted began took
-  wanted=$(lines "$mark" 30000 | sha256sum)
+  wanted=$(lines "$mark" 10000 | sha256sum)
   for ((number = 0; number < count; number++)); do
     : > "$dir/log/reader-$number.out"
     GOGC=20 GOMAXPROCS=1 start "reader-$number" kubectl logs -f "pod-$pod" -c main --tail=1
@@ -38,7 +38,7 @@ readers() {
   for ((number = 0; number < count; number++)); do wait_for 60 test -s "$dir/log/reader-$number.out"; done
   kill -STOP "${pid[reader-0]}"
   began=$(now)
-  say "$pod" "$mark" 30000
+  say "$pod" "$mark" 10000
   for ((number = 1; number < count; number++)); do
     wait_for 60 came_whole "$mark" "$dir/log/reader-$number.out" "$wanted"
   done
@@ -49,5 +49,5 @@ readers() {
     stop "reader-$number"
     rm "$dir/log/reader-$number.out"
   done
-  echo "the others had 3 MB each after $took"
+  echo "the others had 1 MB each after $took"
 }
