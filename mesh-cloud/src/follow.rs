@@ -99,7 +99,7 @@ impl Following {
         }
     }
 
-    fn take(&self, event: proto::api::WatchEvent) {
+    fn take(&self, mut event: proto::api::WatchEvent) {
         self.metrics.control_connected.set(1);
         self.ready.up();
         if let Some(pem) = &event.bundle {
@@ -108,6 +108,11 @@ impl Following {
                 Ok(_) => {}
                 Err(e) => tracing::error!(error = %e, "control sent roots that cannot be read; the old ones stay"),
             }
+        }
+        if let Some(change) = event.book.take() {
+            let book = self.state.borrow().book.clone();
+            book.change(change);
+            self.metrics.book(book.size());
         }
         if !MeshState::is_change(&event) {
             return;

@@ -60,6 +60,8 @@ pub struct Metrics {
     pub records_lost: IntCounter,
     /// Renewals that were passed to control, by outcome.
     pub renewals: IntCounterVec,
+    /// Entries of the address book, by kind; those without room are of the kind `left-out`.
+    pub book_entries: IntGaugeVec,
 }
 
 impl Metrics {
@@ -122,6 +124,7 @@ impl Metrics {
                 "Records of cancelled streams that found the queue full.",
             )?,
             renewals: counters("renewals_total", "Renewals passed to control, by outcome.", &["outcome"])?,
+            book_entries: gauges("book_entries", "Entries of the cluster's address book, by kind.", &["kind"])?,
         })
     }
 
@@ -129,6 +132,15 @@ impl Metrics {
     pub fn goes_by(&self, ring: &Ring) {
         self.ring_epoch.set(i64::try_from(ring.epoch()).unwrap_or(i64::MAX));
         self.ring_members.set(i64::try_from(ring.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Notes the size of the address book, if there is one.
+    pub fn book(&self, size: Option<([usize; 3], u64)>) {
+        let Some(([nodes, pods, services], left_out)) = size else { return };
+        let left_out = usize::try_from(left_out).unwrap_or(usize::MAX);
+        for (kind, entries) in [("nodes", nodes), ("pods", pods), ("services", services), ("left-out", left_out)] {
+            self.book_entries.with_label_values(&[kind]).set(i64::try_from(entries).unwrap_or(i64::MAX));
+        }
     }
 
     /// Streams that are open now, through whichever door they came.

@@ -24,6 +24,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    book::BookChange,
     id::{EdgeId, GroupName, ShardId, SiteName, TrustDomain},
     identity::Role,
     message::{Candidate, Service},
@@ -383,6 +384,10 @@ pub struct WatchEvent {
     /// The trust bundle, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,
+    /// What changed in the address book of the cluster, after a first one that has all of it. Without Kubernetes there
+    /// is none; shards keep the last one that they have heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub book: Option<BookChange>,
 }
 
 /// The caller, as control sees it.

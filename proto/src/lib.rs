@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod backoff;
+pub mod book;
 pub mod code;
 pub mod frame;
 pub mod hostname;
@@ -32,6 +33,18 @@ pub mod wire {
         reason = "generated; documented in the .proto files"
     )]
     include!(concat!(env!("OUT_DIR"), "/causeway.v1.rs"));
+}
+
+/// The packets of kube-apiserver's gRPC egress, as prost generates them from `proto/egress.proto`.
+pub mod egress {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::use_self,
+        clippy::doc_markdown,
+        reason = "generated; documented in the .proto file"
+    )]
+    include!(concat!(env!("OUT_DIR"), "/causeway.egress.rs"));
 }
 
 /// ALPN of a tunnel or of a person's tool, towards a shard.
