@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -182,6 +182,10 @@ pub struct Reporter {
     pub router: Router,
     /// Whether it is about to stop; closed when it has.
     pub standing: watch::Receiver<ShardState>,
+    /// When the process started, in milliseconds since 1970.
+    pub started: u64,
+    /// How many reports it has made, to whichever replica.
+    pub reports: Arc<AtomicU64>,
 }
 
 impl Reporter {
@@ -209,6 +213,10 @@ impl Reporter {
             changed.append(&mut missed);
             let (online, offline) = presence(&self.shard, &self.registry, full, &changed);
             let report = ShardReport {
+                started: self.started,
+                number: self.reports.fetch_add(1, Ordering::Relaxed) + 1,
+                bytes: self.router.metrics().bytes(),
+                handshakes: self.router.metrics().wanted_in(),
                 addresses: self.addresses.clone(),
                 version: telemetry::version().to_owned(),
                 state: *self.standing.borrow(),

@@ -153,6 +153,22 @@ impl Metrics {
         open
     }
 
+    /// Bytes moved so far, both ways.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes_up.get().saturating_add(self.bytes_down.get())
+    }
+
+    /// Links that wanted in so far, whatever became of them.
+    #[must_use]
+    pub fn wanted_in(&self) -> u64 {
+        let families = self.arrivals.collect();
+        let count = families.iter().flat_map(|f| f.get_metric()).map(|m| m.get_counter().get_value());
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of links")]
+        let count = count.sum::<f64>().max(0.0) as u64;
+        count
+    }
+
     /// Counts a stream that has left its record.
     pub fn stream_ended(&self, record: &AccessRecord) {
         self.streams.with_label_values(&[&record.door]).dec();
