@@ -189,6 +189,6 @@ done
 ok "$words ms"
 
 step 'what it takes'
-kib=$(awk '$1 == "VmRSS:" { sum += $2 } END { print sum }' /proc/[0-9]*/status)
-below "$kib" $((4 * 1024 * 1024)) 'resident memory in KiB'
-ok "$(mib "$kib") resident in all"
+kib=$(memory)
+enough_memory "$kib"
+ok "$(mib "$kib") for everything"

@@ -1,10 +1,14 @@
 # Sourced by kube.sh: many at once, and what happens when somebody stops reading.
 # shellcheck shell=bash
 
+# memory: what all of it takes now, in KiB; pages that processes share are counted once.
+memory() { cat /proc/[0-9]*/smaps_rollup 2> /dev/null | awk '$1 == "Pss:" { sum += $2 } END { print sum }' || true; }
+enough_memory() { below "$1" $((4 * 1024 * 1024)) 'memory in KiB'; }
+
 # crowd POD COUNT: that many `exec` at once. All of them stand before the first may end; then each brings its own number
-# and some lines. Prints how long it took until all stood, and until all had ended.
+# and some lines. Prints how long it took until all stood, what they take then, and how long until all had ended.
 crowd() {
-  local pod=$1 count=$2 number began stood all=()
+  local pod=$1 count=$2 number began stood kib all=()
   k exec "pod-$pod" -c main -- sh -c 'rm -rf /tmp/crowd && mkdir /tmp/crowd && mkfifo /tmp/crowd/gate'
   began=$(now)
   for ((number = 0; number < count; number++)); do
@@ -15,6 +19,8 @@ crowd() {
   done
   wait_for 120 stands "$pod" "$count"
   stood=$(since "$began")
+  kib=$(memory)
+  enough_memory "$kib"
   # An end of file for everybody who waits at the gate.
   k exec "pod-$pod" -c main -- sh -c ': > /tmp/crowd/gate'
   wait "${all[@]}" || true
@@ -22,7 +28,7 @@ crowd() {
     same "$(sha256sum < "$dir/crowd-$number")" "$({ echo "$number" && seq 1000; } | sha256sum)"
     rm "$dir/crowd-$number" "$dir/crowd-$number.err"
   done
-  echo "all stood after $stood, and had ended after $(since "$began")"
+  echo "all stood after $stood with $(mib "$kib") for everything, and had ended after $(since "$began")"
 }
 stands() { [[ $(k exec "pod-$1" -c main -- sh -c 'ls /tmp/crowd | grep -c [0-9]') == "$2" ]]; }
 
