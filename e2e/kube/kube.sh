@@ -13,7 +13,7 @@ if [[ -z ${CAUSEWAY_CGROUP:-} ]]; then
     echo 'A cluster of containers takes root: sudo make e2e-kube' >&2
     exit 1
   fi
-  ../scripts/need busybox conntrack containerd curl etcd ip iptables openssl ptp runc script socat
+  ../scripts/need busybox conntrack containerd curl etcd ip iptables nft openssl ptp runc script socat
   KUBE_BIN=$(../scripts/kube-binaries)
   TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/kube.XXXX")
   export KUBE_BIN TMPDIR CAUSEWAY_CGROUP=causeway-$$
@@ -43,6 +43,8 @@ source "$(dirname "$0")/lib/mesh.sh"
 source "$(dirname "$0")/lib/verbs.sh"
 # shellcheck source=e2e/kube/lib/crowd.sh
 source "$(dirname "$0")/lib/crowd.sh"
+# shellcheck source=e2e/kube/lib/trouble.sh
+source "$(dirname "$0")/lib/trouble.sh"
 PATH=$KUBE_BIN:$PATH
 # What fails inside of $(...) fails the story.
 shopt -s inherit_errexit
@@ -170,6 +172,15 @@ for way in "${ways[@]}"; do
     *) fail "EGRESS is none, uds or tcp, not $way" ;;
   esac
 done
+
+if [[ -n ${pid[control]:-} ]]; then
+  step 'the link of an edge is cut: exec says so at once'
+  words=$(cut_off 3)
+  ok "$words"
+  step 'the apiserver that control follows is away, then control is: everything goes on'
+  control_away 1
+  ok
+fi
 
 step '200 exec at once'
 words=$(crowd 1 200)
