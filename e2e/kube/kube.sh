@@ -56,6 +56,14 @@ for cni in /usr/lib/cni /opt/cni/bin; do [[ ! -x $cni/ptp ]] || break; done
 # The shims of containers are nobody's children; this shell is the first process of its namespace and ends them all.
 clean_up() { [[ $$ != 1 ]] || kill -KILL -1; }
 
+# Before kube-apiserver proxies to a node (nodes/x/proxy) by its host name, it looks the name up itself, and refuses if
+# it finds nothing, although it dials by the name only. So the names have addresses, which lead nowhere.
+{
+  echo '127.0.0.1 localhost'
+  for number in 1 2 3; do echo "192.0.2.$number node-$number"; done
+} > "$dir/hosts"
+mount --bind "$dir/hosts" /etc/hosts
+
 read -ra ways <<< "${EGRESS:-none}"
 
 step 'images, made here: busybox, and socat with the libraries that it is linked to'
