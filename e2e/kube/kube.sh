@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # kube: a real Kubernetes, whose kubelets and pods nobody reaches but through the mesh; every verb of kubectl.
 #
-# EGRESS says by which ways the verbs are tried: `none` (a direct route, to compare with), `uds`, `tcp`. It takes root,
-# about 2 GiB of memory, and the programs that scripts/kube-binaries names.
+# EGRESS says by which ways the verbs are tried: `none` (a direct route, to compare with), `uds`, `tcp`; `uds tcp` if
+# it says nothing. It takes root, about 3 GiB of memory, and the programs that scripts/kube-binaries names.
 set -euo pipefail
 
 # Everything below runs in namespaces of its own. Whatever becomes of it, the kernel ends its processes, unmounts its
@@ -64,7 +64,7 @@ clean_up() { [[ $$ != 1 ]] || kill -KILL -1; }
 } > "$dir/hosts"
 mount --bind "$dir/hosts" /etc/hosts
 
-read -ra ways <<< "${EGRESS:-none}"
+read -ra ways <<< "${EGRESS:-uds tcp}"
 
 step 'images, made here: busybox, and socat with the libraries that it is linked to'
 image pause '["/bin/sleep","2147483647"]'
