@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 
 works() { [[ $(patience=5 k exec "pod-$1" -c main -- echo works) == works ]]; }
-said_offline() { k exec "pod-$1" -c main -- true 2>&1 | grep -q 'edge-offline\|node-offline'; }
+said_offline() { [[ $(k exec "pod-$1" -c main -- true 2>&1 || true) == *edge-offline* ]]; }
 
 # cut_off N: nothing of node-N's edge gets through any more, and exec says so, soon. Prints what it says.
 cut_off() {
@@ -29,6 +29,8 @@ EOF
 
 # control_away N: everything goes on without control, and without the apiserver that control follows.
 control_away() {
+  # kubelet asks that apiserver who may do what, and remembers the answer for some minutes.
+  verb_exec "$1"
   kill -STOP "${pid[apiserver-plain]}"
   verb_exec "$1"
   verb_pod_proxy "$1"
