@@ -29,7 +29,7 @@ use self::{guard::Guard, limit::FailureLimit};
 use crate::{
     authority::{Authority, code_name},
     metrics::Metrics,
-    presence::Presence,
+    presence::{Heard, Presence},
     store::{Dialect, Store, StoreError, shards::StoredLease},
     watch::Hub,
 };
@@ -208,7 +208,8 @@ impl App {
     /// the next start of this process.
     ///
     /// A lease that other replicas cannot see is none: the shard is told.
-    async fn keep_lease(&self, lease: StoredLease) -> Result<(), StoreError> {
+    async fn keep_lease(&self, heard: Heard) -> Result<(), StoreError> {
+        let Heard { lease, silent, .. } = heard;
         let replicas = self.store.dialect() == Dialect::Postgres;
         let fresh = |kept: &StoredLease| {
             kept.tells_of_ring() == lease.tells_of_ring()
@@ -218,8 +219,8 @@ impl App {
         if known && !replicas {
             return Ok(());
         }
-        match self.store.beat(&lease).await {
-            Ok(()) => _ = self.kept.lock().insert(lease.name.clone(), lease),
+        match self.store.beat(&lease, silent).await {
+            Ok(_) => _ = self.kept.lock().insert(lease.name.clone(), lease),
             Err(error) if replicas => return Err(error),
             Err(error) => tracing::debug!(%error, shard = %lease.name, "the lease could not be written down"),
         }

@@ -9,6 +9,7 @@ use proto::{
         ADMIN_GROUP, ApiCode, ApiError, EnrolRequest, Enrolled, RenewFor, TokenCreated, TokenKind, TokenRequest,
         TokenView,
     },
+    id::EdgeId,
     identity::{Identity, Role},
     join::JoinLine,
     secret::Secret,
@@ -20,6 +21,7 @@ use rustls_pki_types::CertificateDer;
 use crate::{
     ca::{Ca, CaError, Holder, HostName, Leaf, csr::Csr, roots},
     config::LeafTtl,
+    kube::review::{Reviewer, is_account_token},
     metrics::Metrics,
     store::{
         Store, StoreError,
@@ -57,6 +59,8 @@ struct Inner {
     reserved: Vec<HostName>,
     /// Where others reach control.
     public: HostPort,
+    /// Knows service accounts of a cluster.
+    reviewer: Option<Reviewer>,
 }
 
 /// What an [`Authority`] is made of.
@@ -78,6 +82,8 @@ pub struct Parts {
     pub reserved: Vec<HostName>,
     /// Where others reach control, for join lines.
     pub public: HostPort,
+    /// Knows service accounts of a cluster whose pods may enrol as shards.
+    pub reviewer: Option<Reviewer>,
 }
 
 /// What the database's failure looks like from outside; its cause is for the log and for `/readyz`.
@@ -141,8 +147,8 @@ impl Authority {
     /// Puts it together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { ca, bundle, store, hub, metrics, ttl, reserved, public } = parts;
-        Self(Arc::new(Inner { ca, bundle, store, hub, metrics, ttl, reserved, public }))
+        let Parts { ca, bundle, store, hub, metrics, ttl, reserved, public, reviewer } = parts;
+        Self(Arc::new(Inner { ca, bundle, store, hub, metrics, ttl, reserved, public, reviewer }))
     }
 
     /// The CA.
@@ -178,6 +184,9 @@ impl Authority {
             Err(e) => return (Err(bad(e)), None),
         };
         let now = unix_now();
+        if let Some(reviewer) = self.0.reviewer.as_ref().filter(|_| is_account_token(&request.token)) {
+            return (self.enrol_pod(reviewer, request, csr, from).await, Some(Role::Shard));
+        }
         match self.0.store.begin_enrolment(&request.token, request.name.as_ref(), now).await {
             Ok(enrolment) => {
                 let role = enrolment.role();
@@ -190,6 +199,29 @@ impl Authority {
                 (Err(enrol_error(&error)), None)
             }
         }
+    }
+
+    /// Enrols a shard by the token of its pod's service account.
+    async fn enrol_pod(
+        &self,
+        reviewer: &Reviewer,
+        request: &EnrolRequest,
+        csr: Csr,
+        from: &str,
+    ) -> Result<Enrolled, ApiError> {
+        let (shard, account) = reviewer.shard(&request.token, request.name.as_ref()).await.inspect_err(|refused| {
+            self.0.metrics.token_refusals.with_label_values(&[code_name(refused.code)]).inc();
+        })?;
+        let name: EdgeId = shard.as_str().parse().map_err(bad)?;
+        let identity = Identity::new(self.0.ca.domain().clone(), Role::Shard, name.clone());
+        let holder = Holder { identity, groups: vec![], site: None, hosts: vec![] };
+        let now = unix_now();
+        let (leaf, holder) = self.issue(holder, csr, now)?;
+        let revision = self.0.store.enrolled(&name, &leaf, now).await.map_err(|e| store_error(&e))?;
+        self.issued(&leaf);
+        tracing::info!(target: "audit", from, who = %holder.identity, %account, serial = leaf.serial, "enrolled");
+        self.0.hub.in_force(revision).await;
+        Ok(self.enrolled(&holder, &leaf))
     }
 
     async fn finish_enrolment(

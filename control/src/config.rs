@@ -7,6 +7,7 @@ use std::{
 };
 
 use proto::{
+    book::ObjectKey,
     id::{EdgeId, TrustDomain},
     identity::Role,
     secret::Secret,
@@ -52,8 +53,54 @@ pub struct ControlConfig {
     pub ca: CaConfig,
     /// Life of certificates.
     pub leaf_ttl_secs: LeafTtl,
+    /// Kubernetes.
+    pub kubernetes: KubernetesConfig,
     /// Logging.
     pub log: LogConfig,
+}
+
+/// Kubernetes, for a mesh whose edges are nodes of a cluster.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KubernetesConfig {
+    /// Whether control follows a cluster. `false`
+    pub enabled: bool,
+    /// A kubeconfig file, for a control outside of the cluster. None: the service account of its pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of that file. None: its current one.
+    pub context: Option<String>,
+    /// The annotation of a node that tells which edge it is; empty on a node that is none. Nodes without it are the edge
+    /// of their own name, if there is one. `causeway.dev/edge`
+    pub edge_annotation: String,
+    /// Service accounts whose pods may enrol as shards, as `namespace/name`. None.
+    #[serde(deserialize_with = "accounts")]
+    pub shard_accounts: Vec<ObjectKey>,
+    /// The audience that their tokens must be made for. `causeway`
+    pub audience: String,
+}
+
+fn accounts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<ObjectKey>, D::Error> {
+    let account = |text: String| {
+        let parts = text.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+        let parts = parts.filter(|(_, name)| !name.contains('/'));
+        parts.map(|(namespace, name)| ObjectKey::new(namespace, name)).ok_or_else(|| {
+            serde::de::Error::custom(format!("{text:?} is no service account; write \"namespace/name\""))
+        })
+    };
+    Vec::<String>::deserialize(deserializer)?.into_iter().map(account).collect()
+}
+
+impl Default for KubernetesConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            kubeconfig: None,
+            context: None,
+            edge_annotation: "causeway.dev/edge".into(),
+            shard_accounts: vec![],
+            audience: "causeway".into(),
+        }
+    }
 }
 
 /// The certificate authority.
@@ -117,6 +164,7 @@ impl Default for ControlConfig {
             trust_domain: "mesh.local".parse().expect("a name"),
             ca: CaConfig::default(),
             leaf_ttl_secs: LeafTtl::default(),
+            kubernetes: KubernetesConfig::default(),
             log: LogConfig::default(),
         }
     }

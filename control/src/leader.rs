@@ -13,6 +13,7 @@ use crate::{
     membership::{Board, BoardState, Membership, Round},
     metrics::Metrics,
     presence::Presence,
+    sight::{BLIND, Sight},
     store::{Dialect, Store, StoreError, ring::StoredRing},
     watch::Hub,
 };
@@ -32,13 +33,14 @@ const RESIGN: Duration = Duration::from_secs(2);
 pub struct StoreBoard {
     store: Store,
     presence: Arc<Presence>,
+    sight: Sight,
 }
 
 impl StoreBoard {
     /// On this database.
     #[must_use]
-    pub const fn new(store: Store, presence: Arc<Presence>) -> Self {
-        Self { store, presence }
+    pub const fn new(store: Store, presence: Arc<Presence>, sight: Sight) -> Self {
+        Self { store, presence, sight }
     }
 }
 
@@ -46,6 +48,7 @@ impl Board for StoreBoard {
     type Error = StoreError;
 
     async fn load(&self) -> Result<BoardState, StoreError> {
+        let begun = Instant::now();
         let leases = match self.store.dialect() {
             Dialect::Sqlite => self.presence.leases(),
             Dialect::Postgres => {
@@ -56,6 +59,7 @@ impl Board for StoreBoard {
         };
         let orders = self.store.orders().await?;
         let StoredRing { ring, leader, beat } = self.store.ring().await?;
+        self.sight.saw(begun);
         Ok(BoardState { ring, leader, beat, leases, orders })
     }
 
@@ -87,6 +91,23 @@ pub struct Outlets {
     pub metrics: Metrics,
     /// What `/readyz` says.
     pub ready: ReadyPart,
+}
+
+/// Ends watches when this replica has not seen the database for too long, until the tasks stop.
+pub async fn keep_sight(sight: Sight, metrics: Metrics, ready: ReadyPart, tasks: Tasks) {
+    ready.up();
+    let kept = sight.keep(|lost| {
+        metrics.blind.set(i64::from(lost));
+        if lost {
+            let secs = BLIND.as_secs();
+            ready.down(format!("the database could not be read for {secs} s; shards are sent to other replicas"));
+            tracing::warn!(secs, "the database cannot be read; watches are ended, so that shards follow another replica");
+        } else {
+            ready.up();
+            tracing::info!("the database can be read again; shards can follow this replica");
+        }
+    });
+    tasks.token().run_until_cancelled(kept).await;
 }
 
 /// Makes rounds until the tasks stop: from time to time, and at once when `stir` says that a report or an order may have
@@ -131,6 +152,7 @@ pub async fn run(me: String, board: StoreBoard, outlets: Outlets, stir: Arc<Noti
 impl Outlets {
     fn tell(&self, round: &Round) {
         self.hub.set_ring(&round.ring, &round.orders);
+        self.hub.set_leads(round.leading);
         self.count(round);
         for (_, cause) in &round.causes {
             self.metrics.ring_changes.with_label_values(&[cause.as_str()]).inc();
@@ -149,6 +171,7 @@ impl Outlets {
 
     fn failed(&self, known: &Round, error: &StoreError) {
         self.metrics.ring_rounds_failed.inc();
+        self.hub.set_leads(false);
         self.count(known);
         let (epoch, members) = (known.ring.epoch, known.ring.members.len());
         self.ready.detail(format!("epoch {epoch} with {members} shards stays in force: {error}"));

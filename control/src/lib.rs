@@ -8,11 +8,13 @@ pub mod api;
 pub mod authority;
 pub mod ca;
 pub mod config;
+pub mod kube;
 pub mod leader;
 pub mod membership;
 pub mod metrics;
 pub mod own;
 pub mod presence;
+pub mod sight;
 pub mod store;
 pub mod token;
 pub mod watch;
@@ -128,9 +130,14 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
     let ca_hash = ca.hash();
     let bundle = sources.bundle(ca.certificate())?;
     let ready = Ready::new();
+    let cluster = match config.kubernetes.enabled {
+        true => Some(kube::client(&config.kubernetes).await?),
+        false => None,
+    };
     let presence = Arc::new(Presence::default());
     let (store_ready, api_ready) = (ready.part("store"), ready.part("api"));
     let hub = Hub::start(store.clone(), Arc::clone(&presence), &bundle, metrics.clone(), (store_ready, &tasks)).await?;
+    let sight = hub.sight().clone();
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
     let api_addr = listener.local_addr()?;
@@ -145,6 +152,7 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
         ttl: config.leaf_ttl_secs,
         reserved: config.certified_names()?,
         public: public_address(&config, api_addr)?,
+        reviewer: cluster.as_ref().and_then(|client| kube::reviewer(&config.kubernetes, client)),
     });
     let stir = Arc::new(Notify::new());
     let app = Arc::new(App {
@@ -165,10 +173,14 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
     tasks.spawn(own::renew(own, authority.clone(), identity, metrics.clone(), tasks.clone()));
     tasks.spawn(own::follow_roots(sources, authority.clone(), bundle, hub.clone(), tasks.clone()));
     tasks.spawn(hub.clone().keep_house(tasks.clone()));
+    if let Some(client) = cluster {
+        kube::start(&config.kubernetes, client, (&hub, &store), (&metrics, &ready), &tasks).await?;
+    }
     // Replicas may be configured alike, and one that starts again is another one.
     let me = format!("{}-{:08x}", config.name, rand::random::<u32>());
     let outlets = Outlets { hub, metrics: metrics.clone(), ready: ready.part("ring") };
-    tasks.spawn(leader::run(me, StoreBoard::new(store.clone(), presence), outlets, stir, tasks.clone()));
+    tasks.spawn(leader::keep_sight(sight.clone(), metrics.clone(), ready.part("watch"), tasks.clone()));
+    tasks.spawn(leader::run(me, StoreBoard::new(store.clone(), presence, sight), outlets, stir, tasks.clone()));
     let admin_addr = admin::serve(config.admin, registry, ready.clone(), &tasks)
         .await
         .with_context(|| format!("cannot listen on {} (admin)", config.admin))?;
@@ -285,6 +297,7 @@ pub async fn renew_admin_join(config: &ControlConfig) -> anyhow::Result<PathBuf>
         ttl: config.leaf_ttl_secs,
         reserved: vec![],
         public: public_address(config, config.listen)?,
+        reviewer: None,
     });
     let path = write_admin_join(&authority, &config.data_dir).await;
     tasks.drained(store::DEADLINE).await;

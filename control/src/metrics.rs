@@ -1,7 +1,7 @@
 //! What control counts. `docs/metrics.md` explains each.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
 };
 
 /// All metrics of control, registered once.
@@ -51,8 +51,16 @@ pub struct Metrics {
     pub ring_held: IntGauge,
     /// What this replica changed about the ring, by cause.
     pub ring_changes: IntCounterVec,
+    /// 1 while the database cannot be read and shards are sent to other replicas.
+    pub blind: IntGauge,
     /// Looks at the ring that failed.
     pub ring_rounds_failed: IntCounter,
+    /// For how long each kind of Kubernetes' objects could not be followed, in seconds.
+    pub kube_stale: IntGaugeVec,
+    /// Failures to follow Kubernetes, by kind.
+    pub kube_errors: IntCounterVec,
+    /// What the address book holds.
+    pub book_entries: IntGaugeVec,
     /// How long a change took from its commit to the watchers, in seconds.
     pub publish_seconds: Histogram,
 }
@@ -69,6 +77,9 @@ impl Metrics {
             register(registry, IntCounterVec::new(Opts::new(format!("mesh_control_{name}"), help), labels)?)
         };
         let gauge = |name: &str, help: &str| register(registry, IntGauge::new(format!("mesh_control_{name}"), help)?);
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            register(registry, IntGaugeVec::new(Opts::new(format!("mesh_control_{name}"), help), labels)?)
+        };
         let histogram =
             |name: &str, help: &str| HistogramOpts::new(format!("mesh_control_{name}"), help).buckets(SECONDS.to_vec());
         Ok(Self {
@@ -100,10 +111,14 @@ impl Metrics {
             leading: gauge("leading", "1 if this replica decides about the ring.")?,
             ring_held: gauge("ring_held", "1 while all members are silent, so that the ring stays as it is.")?,
             ring_changes: counters("ring_changes_total", "Changes of the ring by this replica, by cause.", &["cause"])?,
+            blind: gauge("blind", "1 while shards are sent to other replicas, as the database cannot be read.")?,
             ring_rounds_failed: register(
                 registry,
                 IntCounter::new("mesh_control_ring_rounds_failed_total", "Looks at the ring that failed.")?,
             )?,
+            kube_stale: gauges("kube_stale_seconds", "Since when objects cannot be followed; 0 if they are.", &["kind"])?,
+            kube_errors: counters("kube_errors_total", "Failures to follow Kubernetes.", &["kind"])?,
+            book_entries: gauges("book_entries", "What the address book of the cluster holds.", &["what"])?,
             publish_seconds: register(
                 registry,
                 Histogram::with_opts(histogram("publish_seconds", "From the commit of a change to the watchers."))?,

@@ -4,6 +4,10 @@
 //! Another replica of control hears other shards; it writes that down as a counter that moves ([`StoredLease`]), which
 //! [`Presence::adopt`] takes over. Where edges are is known only to the replica that their shard reports to.
 
+mod rate;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
@@ -17,6 +21,7 @@ use proto::{
 };
 use tokio::{sync::Notify, time::Instant};
 
+use self::rate::Rate;
 use crate::store::shards::StoredLease;
 
 /// How long a report holds.
@@ -48,6 +53,10 @@ struct Lease {
     heard_here: bool,
     /// How often it reported here.
     reports: i64,
+    /// Process and number of the report that was taken last here.
+    numbered: (u64, u64),
+    bytes: Rate,
+    handshakes: Rate,
     /// Whether it is dead and its edges have been counted as gone. They are kept, because the shard may only have been
     /// silent, and its next report then tells what changed and nothing else.
     mourned: bool,
@@ -56,12 +65,47 @@ struct Lease {
 impl Lease {
     /// Of a shard that is heard of for the first time, and not by its own report.
     fn new(told: StoredLease, now: Instant) -> Self {
-        Self { told, edges: HashMap::new(), heard: now, heard_here: false, reports: 0, mourned: false }
+        Self {
+            told,
+            edges: HashMap::new(),
+            heard: now,
+            heard_here: false,
+            reports: 0,
+            numbered: (0, 0),
+            bytes: Rate::new(0, now),
+            handshakes: Rate::new(0, now),
+            mourned: false,
+        }
+    }
+
+    fn take_edges(&mut self, report: ShardReport, gone: &mut HashMap<EdgeId, i64>, unix: i64) {
+        if report.full {
+            let named: HashSet<&EdgeId> = report.online.iter().map(|p| &p.edge).collect();
+            gone.extend(self.edges.keys().filter(|e| !named.contains(e)).map(|e| (e.clone(), unix)));
+            self.edges.clear();
+        }
+        for edge in report.offline {
+            if self.edges.remove(&edge).is_some() {
+                gone.insert(edge, unix);
+            }
+        }
+        self.edges.extend(report.online.into_iter().map(|p| (p.edge.clone(), p)));
     }
 
     fn alive(&self, now: Instant) -> bool {
         now.duration_since(self.heard) <= LEASE
     }
+}
+
+/// A report that is the latest word of its shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// The lease as it should be kept for other replicas.
+    pub lease: StoredLease,
+    /// Whether it says something that may change the ring.
+    pub stirs: bool,
+    /// The beat at which the kept lease has not moved for a lease's time, as far as is known here.
+    pub silent: Option<i64>,
 }
 
 /// A report spoke for another shard than the one that sent it.
@@ -72,9 +116,25 @@ pub struct WrongSender {
     named: ShardId,
 }
 
+fn told(shard: &ShardId, report: &ShardReport, unix: i64) -> StoredLease {
+    StoredLease {
+        name: shard.clone(),
+        addresses: report.addresses.clone(),
+        version: report.version.clone(),
+        edges: 0,
+        last_seen: unix,
+        beat: 0,
+        state: report.state,
+        weight: report.weight,
+        epoch: report.epoch,
+        streams: report.streams,
+        started: report.started,
+        number: report.number,
+    }
+}
+
 impl Presence {
-    /// Takes a report. Returns the lease as it should be kept for other replicas, and whether it says something that
-    /// may change the ring.
+    /// Takes a report, unless it is older than what is known. Returns what is to be written down, if anything.
     ///
     /// # Errors
     /// If it speaks for another shard; then nothing of it is taken.
@@ -84,41 +144,41 @@ impl Presence {
         report: ShardReport,
         now: Instant,
         unix: i64,
-    ) -> Result<(StoredLease, bool), WrongSender> {
+    ) -> Result<Option<Heard>, WrongSender> {
         if let Some(other) = report.online.iter().find(|p| p.shard != *shard) {
             return Err(WrongSender { sender: shard.clone(), named: other.shard.clone() });
         }
-        let ShardReport { addresses, version, state, weight, epoch, streams, full, online, offline } = report;
-        let (name, last_seen, beat, edges) = (shard.clone(), unix, 0, 0);
-        let told = StoredLease { name, addresses, version, edges, last_seen, beat, state, weight, epoch, streams };
+        let told = told(shard, &report, unix);
         let mut inner = self.inner.lock();
         let Inner { shards, gone } = &mut *inner;
-        let mut stirs = !shards.contains_key(shard);
+        let known = shards.contains_key(shard);
         let lease = shards.entry(shard.clone()).or_insert_with(|| Lease::new(told.clone(), now));
-        stirs |= !lease.alive(now) || lease.told.tells_of_ring() != told.tells_of_ring();
-        let mut news = stirs || lease.edges.is_empty();
-        if full {
-            let named: HashSet<&EdgeId> = online.iter().map(|p| &p.edge).collect();
-            gone.extend(lease.edges.keys().filter(|e| !named.contains(e)).map(|e| (e.clone(), unix)));
-            lease.edges.clear();
-            news = true;
+        let dead = known && !lease.alive(now);
+        // Of a shard that is silent for a lease no later process lives, whatever the clocks of its processes say.
+        let silent = dead.then_some(lease.told.beat);
+        let after = !known || dead || told.is_after(&lease.told);
+        let in_order = after || (told.started, told.number) > lease.numbered;
+        if !in_order {
+            return Ok(None);
         }
-        for edge in offline {
-            if lease.edges.remove(&edge).is_some() {
-                gone.insert(edge, unix);
-            }
-        }
-        lease.edges.extend(online.into_iter().map(|p| (p.edge.clone(), p)));
+        let stirs = after && (!known || dead || lease.told.tells_of_ring() != told.tells_of_ring());
+        let news = stirs || report.full || lease.edges.is_empty();
+        lease.numbered = (told.started, told.number);
+        lease.bytes.note(report.bytes, now);
+        lease.handshakes.note(report.handshakes, now);
+        lease.take_edges(report, gone, unix);
         let edges = i64::try_from(lease.edges.len()).unwrap_or(i64::MAX);
-        lease.told = StoredLease { edges, beat: lease.told.beat, ..told };
+        if after {
+            lease.told = StoredLease { edges, beat: lease.told.beat, ..told };
+        }
         lease.reports = lease.reports.wrapping_add(1);
         (lease.heard, lease.heard_here, lease.mourned) = (now, true, false);
-        let stored = lease.told.clone();
+        let heard = after.then(|| Heard { lease: lease.told.clone(), stirs, silent });
         drop(inner);
         if news {
             self.changed.notify_one();
         }
-        Ok((stored, stirs))
+        Ok(heard)
     }
 
     /// Takes over what is kept. A beat that moved, or a shard that is not known yet, counts as a report just now: after
@@ -134,8 +194,10 @@ impl Presence {
             };
             let moved = lease.told.beat != kept.beat;
             lease.told.beat = kept.beat;
-            if moved && !(lease.heard_here && lease.alive(now)) {
-                news |= !lease.alive(now) || lease.told.addresses != kept.addresses;
+            let alive = lease.alive(now);
+            let news_here = if kept.started == 0 { lease.heard_here } else { !kept.is_after(&lease.told) };
+            if moved && !(news_here && alive) {
+                news |= !alive || lease.told.addresses != kept.addresses;
                 lease.told = kept;
                 (lease.heard, lease.heard_here) = (now, false);
             }
@@ -259,118 +321,5 @@ impl Presence {
         for (edge, at) in seen {
             inner.gone.entry(edge).or_insert(at);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proto::api::ShardState;
-
-    use super::*;
-
-    fn shard(name: &str) -> ShardId {
-        name.parse().unwrap()
-    }
-
-    fn held(edge: &str, by: &str, since: i64) -> api::Presence {
-        api::Presence {
-            edge: edge.parse().unwrap(),
-            shard: shard(by),
-            since,
-            address: "192.0.2.1:4000".into(),
-            version: "1".into(),
-            services: vec![],
-            rtt_us: 1,
-            streams: 0,
-        }
-    }
-
-    fn report(full: bool, online: Vec<api::Presence>, offline: &[&str]) -> ShardReport {
-        let offline = offline.iter().map(|e| e.parse().unwrap()).collect();
-        let (addresses, version, state) = (vec!["a:1".into()], "1".into(), ShardState::Serving);
-        ShardReport { addresses, version, state, weight: 100, epoch: 0, streams: 0, full, online, offline }
-    }
-
-    fn where_is(presence: &Presence, edge: &str, now: Instant) -> Option<String> {
-        presence.of(&edge.parse().unwrap(), now).0.map(|p| p.shard.to_string())
-    }
-
-    #[test]
-    fn edges_come_move_and_go() {
-        let presence = Presence::default();
-        let now = Instant::now();
-        presence
-            .report(&shard("s1"), report(true, vec![held("a", "s1", 1), held("b", "s1", 1)], &[]), now, 10)
-            .unwrap();
-        presence.report(&shard("s2"), report(true, vec![held("a", "s2", 5)], &[]), now, 10).unwrap();
-        assert_eq!(where_is(&presence, "a", now).unwrap(), "s2", "the newer tunnel counts while an edge moves");
-        assert_eq!(presence.all(now).len(), 2);
-        presence.report(&shard("s1"), report(false, vec![], &["b"]), now, 12).unwrap();
-        assert_eq!(where_is(&presence, "b", now), None);
-        assert_eq!(presence.take_seen(false, now), [("b".parse().unwrap(), 12)]);
-        presence.report(&shard("s2"), report(true, vec![], &[]), now, 13).unwrap();
-        assert_eq!(where_is(&presence, "a", now).unwrap(), "s1");
-    }
-
-    #[test]
-    fn a_silent_shard_dies_with_all_that_it_held() {
-        let presence = Presence::default();
-        let start = Instant::now();
-        presence.report(&shard("s1"), report(true, vec![held("a", "s1", 1)], &[]), start, 10).unwrap();
-        let later = start + LEASE + Duration::from_millis(1);
-        assert_eq!(presence.alive(start + LEASE).len(), 1);
-        assert!(presence.alive(later).is_empty());
-        assert_eq!(where_is(&presence, "a", later), None);
-        presence.expire(later);
-        assert_eq!(presence.of(&"a".parse().unwrap(), later).1, Some(10));
-        assert!(!presence.shards(later)[0].alive, "still shown to people");
-        presence.report(&shard("s1"), report(false, vec![], &[]), later, 20).unwrap();
-        assert_eq!(where_is(&presence, "a", later).unwrap(), "s1", "it had only been silent");
-        let start = later;
-        presence.expire(start + REMEMBERED);
-        assert!(presence.shards(later).is_empty(), "forgotten after an hour");
-    }
-
-    #[test]
-    fn a_shard_speaks_for_itself_only() {
-        let presence = Presence::default();
-        let now = Instant::now();
-        assert!(presence.report(&shard("s1"), report(true, vec![held("a", "s2", 1)], &[]), now, 10).is_err());
-        assert!(presence.shards(now).is_empty());
-    }
-
-    #[test]
-    fn what_another_replica_hears_counts_as_long_as_its_beat_moves() {
-        let presence = Presence::default();
-        let start = Instant::now();
-        let kept = |beat| StoredLease {
-            name: shard("s1"),
-            addresses: vec!["a:1".into()],
-            version: "1".into(),
-            edges: 7,
-            last_seen: 10,
-            beat,
-            state: ShardState::Serving,
-            weight: 100,
-            epoch: 0,
-            streams: 0,
-        };
-        presence.adopt(vec![kept(1)], start);
-        let at = |secs| start + Duration::from_secs(secs);
-        assert_eq!(presence.shards(at(1))[0].edges, 7);
-        presence.adopt(vec![kept(1)], at(5));
-        assert!(presence.alive(at(7)).is_empty(), "the same beat is no sign of life");
-        presence.adopt(vec![kept(2)], at(7));
-        assert_eq!(presence.alive(at(13)).len(), 1);
-    }
-
-    #[test]
-    fn a_shard_without_an_address_is_leaving() {
-        let presence = Presence::default();
-        let now = Instant::now();
-        let leaving = ShardReport { addresses: vec![], ..report(true, vec![], &[]) };
-        presence.report(&shard("s1"), leaving, now, 10).unwrap();
-        assert!(presence.alive(now).is_empty());
-        assert!(presence.shards(now)[0].alive);
     }
 }

@@ -8,6 +8,7 @@
 //! revision, as another replica may have committed. When the database is away the last state stays in force. The ring and
 //! the orders come from [`crate::leader`].
 
+pub mod book;
 mod state;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -22,12 +23,13 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-use self::state::Part;
+use self::{book::SharedBook, state::Part};
 pub use self::state::{Follower, State};
 use crate::{
     metrics::Metrics,
     presence::Presence,
-    store::{Revisions, Store, StoreError},
+    sight::Sight,
+    store::{Dialect, Revisions, Store, StoreError},
 };
 
 /// How often the database is asked whether another process changed it.
@@ -53,6 +55,12 @@ struct Inner {
     store: Store,
     presence: Arc<Presence>,
     metrics: Metrics,
+    /// Whether this replica can know what the others decide.
+    sight: Sight,
+    /// The address book of the cluster, if there is one.
+    book: SharedBook,
+    /// Whether this replica leads.
+    leads: watch::Sender<bool>,
     /// When the commit that is not yet in force happened.
     pending: Mutex<Option<Instant>>,
 }
@@ -71,7 +79,9 @@ impl Hub {
     ) -> Result<Self, StoreError> {
         let leases = store.leases().await?;
         let (ring, orders) = (store.ring().await?.ring, store.orders().await?);
-        presence.adopt(leases, Instant::now());
+        let now = Instant::now();
+        presence.adopt(leases, now);
+        let sight = Sight::new(store.dialect() == Dialect::Sqlite, now);
         let inner = Inner {
             state: watch::channel(State::default()).0,
             stored: watch::channel(0).0,
@@ -79,6 +89,9 @@ impl Hub {
             store,
             presence,
             metrics,
+            sight,
+            book: SharedBook::default(),
+            leads: watch::channel(false).0,
             pending: Mutex::new(None),
         };
         let hub = Self(Arc::new(inner));
@@ -119,10 +132,41 @@ impl Hub {
         self.publish(Part::Bundle, &bundle.to_pem(), |_| ());
     }
 
-    /// Begins to follow: the first line has the whole state.
+    /// Begins to follow: the first line has the whole state. `None` if this replica has nothing to say, as others may
+    /// know better.
     #[must_use]
-    pub fn follow(&self) -> Follower {
-        Follower::new(self.0.state.subscribe(), self.0.metrics.clone())
+    pub fn follow(&self) -> Option<Follower> {
+        let (state, sight) = (self.0.state.subscribe(), self.0.sight.follow());
+        (!self.0.sight.is_lost()).then(|| Follower::new(state, self.0.book.clone(), sight, self.0.metrics.clone()))
+    }
+
+    /// The address book of the cluster.
+    #[must_use]
+    pub fn book(&self) -> &SharedBook {
+        &self.0.book
+    }
+
+    /// Says whether this replica leads.
+    pub fn set_leads(&self, leads: bool) {
+        self.0.leads.send_if_modified(|before| std::mem::replace(before, leads) != leads);
+    }
+
+    /// Tells whether this replica leads.
+    #[must_use]
+    pub fn leads(&self) -> watch::Receiver<bool> {
+        self.0.leads.subscribe()
+    }
+
+    /// Tells of each change of the state.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<State> {
+        self.0.state.subscribe()
+    }
+
+    /// Whether this replica can know what the others decide.
+    #[must_use]
+    pub fn sight(&self) -> &Sight {
+        &self.0.sight
     }
 
     /// Publishes the ring and the orders in force, in one line.
@@ -265,7 +309,8 @@ impl Hub {
     async fn refresh_edges(&self) -> Result<(), StoreError> {
         let edges = self.0.store.edge_sites().await?;
         self.0.metrics.edges.set(i64::try_from(edges.len()).unwrap_or(i64::MAX));
-        self.publish(Part::Edges, &edges, |_| ());
+        let names = Arc::new(edges.keys().cloned().collect());
+        self.publish(Part::Edges, &edges, |state| state.edges = names);
         Ok(())
     }
 

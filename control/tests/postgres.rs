@@ -16,12 +16,12 @@ mod world;
 use std::time::Duration;
 
 use proto::{
-    api::{ApiCode, EdgeView, ShardState, TokenKind, WhoAmI},
+    api::{ApiCode, EdgeView, ShardReport, ShardState, TokenKind, WhoAmI},
     policy::Rule,
     ring::RingSpec,
 };
 use ring::{Reporter, ring_of};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use world::{Kind, World, code, event, until};
 
 all_stories!(Kind::Postgres);
@@ -100,6 +100,29 @@ async fn when_the_leader_is_killed_the_other_replica_leads() {
     world.end().await;
 }
 
+/// An old word of a shard reaches the row through another replica than the later one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_report_through_another_replica_does_not_undo_a_later_one() {
+    let one = World::new(Kind::Postgres).await;
+    let two = one.replica().await;
+    let (s1, s2) = (one.member(TokenKind::Shard, "s1").await, one.member(TokenKind::Shard, "s2").await);
+    let (here, there) = (s1.at(&one.address()), s1.at(&two.address()));
+    let _other = Reporter::start("s2", vec![s2.client.clone()]);
+    let mut watch = here.watch().await.unwrap();
+    let report = |number, state| ShardReport { started: 1000, number, state, ..stories::serving("s1") };
+    here.post::<()>("/v1/shards/report", &report(1, ShardState::Serving)).await.unwrap();
+    let begun = ring_of(&mut watch, 2 * SECOND, &["s1", "s2"]).await.ring.unwrap();
+    here.post::<()>("/v1/shards/report", &report(3, ShardState::Draining)).await.unwrap();
+    // Whether the other one has read the row by now or not.
+    there.post::<()>("/v1/shards/report", &report(2, ShardState::Serving)).await.unwrap();
+    let left = ring_of(&mut watch, 2 * SECOND, &["s2"]).await.ring.unwrap();
+    assert_eq!(left.epoch, begun.epoch + 1);
+    let nothing = event(&mut watch, 60 * SECOND, |e| e.ring.is_some());
+    assert!(timeout(3 * SECOND, nothing).await.is_err(), "an old word brings nobody back");
+    two.end().await;
+    one.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_for_one_lets_one_in_at_two_replicas() {
     let one = World::new(Kind::Postgres).await;
@@ -148,11 +171,22 @@ async fn a_database_that_goes_is_told_and_waited_for() {
         let unheard = shard.client.post::<()>("/v1/shards/report", &stories::serving("s1")).await;
         assert_eq!(code(unheard), ApiCode::StoreUnavailable, "another replica may be able to tell: {go}");
         assert!(admin.client.get::<WhoAmI>("/v1/whoami").await.is_ok(), "what needs no database works");
-        watch.next().await.expect("the watch goes on");
+        if go.contains("ALLOW_CONNECTIONS") {
+            // Another replica may see what this one does not.
+            let ended = async { while watch.next().await.is_ok() {} };
+            timeout(10 * SECOND, ended).await.expect("the watch ends");
+            assert_eq!(code(shard.client.watch().await), ApiCode::StoreUnavailable);
+            assert!(ready.report().contains("watch not ready"), "{}", ready.report());
+        } else {
+            watch.next().await.expect("what can be read is told");
+        }
         database.server_does(&back).await;
         // Connections that were made meanwhile keep the setting that they began with.
         database.server_does(&cut).await;
         until("readiness to come back", 30 * SECOND, async || ready.is_ready()).await;
+        if go.contains("ALLOW_CONNECTIONS") {
+            watch = shard.client.watch().await.unwrap();
+        }
         let _: Rule = admin.client.put("/v1/policy/ops", &rule()).await.unwrap();
         event(&mut watch, 2 * SECOND, |e| e.policy.is_some()).await;
         admin.client.delete::<()>("/v1/policy/ops").await.unwrap();

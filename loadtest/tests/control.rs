@@ -12,6 +12,7 @@ use loadtest::cluster::{
     control::database::Health,
     op::{Cut, Op},
 };
+use control::sight::BLIND;
 use proto::api::ShardOrder;
 use sim::{play, seeds};
 
@@ -146,10 +147,13 @@ fn a_leader_that_is_cut_from_the_database_does_no_harm() {
             cluster.pass(120 * SECOND).await?;
             ensure!(epoch(cluster) == begun, "a shard that reports to either is alive\n{}", cluster.picture());
             cluster.stop_shard(3);
-            cluster.wait_for("the other replica leads on", NEWS, |c| epoch(c) == begun + 1).await?;
-            // Whoever follows the one that is cut off hears of it when that one does.
+            // Nobody follows the one that is cut off any more.
+            cluster.calm_within(NEWS).await?;
+            ensure!(epoch(cluster) == begun + 1);
             cluster.net.heal_all();
-            cluster.calm_within(3 * NEWS).await?;
+            cluster.pass(30 * SECOND).await?;
+            cluster.calm_within(NEWS).await?;
+            ensure!(epoch(cluster) == begun + 1, "{}", cluster.picture());
             cluster.start_shard(3)?;
             cluster.pass(60 * SECOND).await?;
             cluster.calm_within(NEWS).await?;
@@ -157,6 +161,65 @@ fn a_leader_that_is_cut_from_the_database_does_no_harm() {
             Ok(())
         });
     }
+}
+
+/// A replica may be cut off at the very moment of a change: then its shards learn of it as soon as they have left it.
+#[test]
+fn who_follows_a_replica_that_is_cut_off_goes_to_another_one() {
+    for seed in seeds(1..=6) {
+        let replicas = 2 + (seed as usize) % 2;
+        play("who_follows_a_replica_that_is_cut_off", seed, layout(6, replicas), async |cluster| {
+            cluster.calm().await?;
+            let begun = epoch(cluster);
+            cluster.cut(Cut::Replica(0));
+            cluster.stop_shard(1);
+            let told = cluster.calm_within(DEATH + BLIND + 2 * NEWS).await?;
+            ensure!(epoch(cluster) == begun + 1, "{}", cluster.picture());
+            ensure!(told >= SECOND, "somebody followed it");
+            cluster.start_shard(1)?;
+            cluster.calm_within(NEWS).await?;
+            cluster.stop_shard(2);
+            cluster.calm_within(NEWS).await?;
+            Ok(())
+        });
+    }
+}
+
+/// What a shard said before it stopped lies at a replica that cannot write it down, and lands after its next process has
+/// come.
+#[test]
+fn an_old_word_of_a_shard_does_not_reach_its_next_process() {
+    for seed in seeds(1..=6) {
+        play("an_old_word_of_a_shard", seed, layout(3, 2), async |cluster| {
+            cluster.calm().await?;
+            let begun = epoch(cluster);
+            cluster.cut(Cut::Replica(1));
+            cluster.stop_shard(2);
+            cluster.wait_for("it is out", DEATH, |c| epoch(c) == begun + 1).await?;
+            cluster.start_shard(2)?;
+            cluster.wait_for("it is back", DEATH, |c| epoch(c) == begun + 2).await?;
+            cluster.net.heal_all();
+            cluster.pass(30 * SECOND).await?;
+            cluster.calm_within(NEWS).await?;
+            ensure!(epoch(cluster) == begun + 2, "{}", cluster.picture());
+            Ok(())
+        });
+    }
+}
+
+/// A replica without sisters knows best, whatever it sees: shards go on following it.
+#[test]
+fn who_follows_the_only_replica_stays() {
+    play("who_follows_the_only_replica", 1, layout(3, 1), async |cluster| {
+        cluster.calm().await?;
+        cluster.control.database.set_health(Health::Away);
+        cluster.pass(60 * SECOND).await?;
+        cluster.kill_shard(2);
+        cluster.start_shard(2)?;
+        let knows = |c: &Cluster| c.shards[2].running.as_ref().is_some_and(|s| s.state.borrow().ring.epoch() > 0);
+        cluster.wait_for("it is told the last ring", NEWS, knows).await?;
+        Ok(())
+    });
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -99,7 +99,7 @@ impl Following {
         }
     }
 
-    fn take(&self, event: proto::api::WatchEvent) {
+    fn take(&self, mut event: proto::api::WatchEvent) {
         self.metrics.control_connected.set(1);
         self.ready.up();
         if let Some(pem) = &event.bundle {
@@ -108,6 +108,11 @@ impl Following {
                 Ok(_) => {}
                 Err(e) => tracing::error!(error = %e, "control sent roots that cannot be read; the old ones stay"),
             }
+        }
+        if let Some(change) = event.book.take() {
+            let book = self.state.borrow().book.clone();
+            book.change(change);
+            self.metrics.book(book.size());
         }
         if !MeshState::is_change(&event) {
             return;
@@ -177,6 +182,10 @@ pub struct Reporter {
     pub router: Router,
     /// Whether it is about to stop; closed when it has.
     pub standing: watch::Receiver<ShardState>,
+    /// When the process started, in milliseconds since 1970.
+    pub started: u64,
+    /// How many reports it has made, to whichever replica.
+    pub reports: Arc<AtomicU64>,
 }
 
 impl Reporter {
@@ -204,6 +213,10 @@ impl Reporter {
             changed.append(&mut missed);
             let (online, offline) = presence(&self.shard, &self.registry, full, &changed);
             let report = ShardReport {
+                started: self.started,
+                number: self.reports.fetch_add(1, Ordering::Relaxed) + 1,
+                bytes: self.router.metrics().bytes(),
+                handshakes: self.router.metrics().wanted_in(),
                 addresses: self.addresses.clone(),
                 version: telemetry::version().to_owned(),
                 state: *self.standing.borrow(),

@@ -15,6 +15,7 @@ use runtime::{
     access::AccessWriter,
     admin::{self, Ready, ReadyPart},
     api::ApiClient,
+    clock,
     identity::IdentityDir,
     link::{
         Link,
@@ -241,6 +242,8 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
         registry: running.registry.clone(),
         router: running.router.clone(),
         standing: running.standing.clone(),
+        started: clock::unix_millis(),
+        reports: Arc::default(),
     };
     let standing = running.standing.clone();
     reporter.start(&clients, &tasks);

@@ -60,6 +60,8 @@ pub struct Metrics {
     pub records_lost: IntCounter,
     /// Renewals that were passed to control, by outcome.
     pub renewals: IntCounterVec,
+    /// Entries of the address book, by kind; those without room are of the kind `left-out`.
+    pub book_entries: IntGaugeVec,
 }
 
 impl Metrics {
@@ -122,6 +124,7 @@ impl Metrics {
                 "Records of cancelled streams that found the queue full.",
             )?,
             renewals: counters("renewals_total", "Renewals passed to control, by outcome.", &["outcome"])?,
+            book_entries: gauges("book_entries", "Entries of the cluster's address book, by kind.", &["kind"])?,
         })
     }
 
@@ -129,6 +132,15 @@ impl Metrics {
     pub fn goes_by(&self, ring: &Ring) {
         self.ring_epoch.set(i64::try_from(ring.epoch()).unwrap_or(i64::MAX));
         self.ring_members.set(i64::try_from(ring.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Notes the size of the address book, if there is one.
+    pub fn book(&self, size: Option<([usize; 3], u64)>) {
+        let Some(([nodes, pods, services], left_out)) = size else { return };
+        let left_out = usize::try_from(left_out).unwrap_or(usize::MAX);
+        for (kind, entries) in [("nodes", nodes), ("pods", pods), ("services", services), ("left-out", left_out)] {
+            self.book_entries.with_label_values(&[kind]).set(i64::try_from(entries).unwrap_or(i64::MAX));
+        }
     }
 
     /// Streams that are open now, through whichever door they came.
@@ -139,6 +151,22 @@ impl Metrics {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of streams")]
         let open = open.sum::<f64>().max(0.0) as u64;
         open
+    }
+
+    /// Bytes moved so far, both ways.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes_up.get().saturating_add(self.bytes_down.get())
+    }
+
+    /// Links that wanted in so far, whatever became of them.
+    #[must_use]
+    pub fn wanted_in(&self) -> u64 {
+        let families = self.arrivals.collect();
+        let count = families.iter().flat_map(|f| f.get_metric()).map(|m| m.get_counter().get_value());
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of links")]
+        let count = count.sum::<f64>().max(0.0) as u64;
+        count
     }
 
     /// Counts a stream that has left its record.

@@ -6,8 +6,10 @@ use std::{
     sync::Arc,
 };
 
+use parking_lot::RwLock;
 use proto::{
     api::{AccessToken, ShardOrder, WatchEvent},
+    book::{Book, BookChange, Resolved, Unresolved},
     id::{EdgeId, GroupName, ShardId, SiteName, UserId},
     message::Candidate,
     policy::Policy,
@@ -38,6 +40,53 @@ pub struct MeshState {
     pub previous: Arc<Ring>,
     /// What administrators want of shards; those that are to serve are not in here.
     pub orders: BTreeMap<ShardId, ShardOrder>,
+    /// Where the nodes, pods and services of the cluster are. The one thing that all states share and that is changed
+    /// in place: it may have a million entries, and changes all the time.
+    pub book: SharedBook,
+}
+
+/// The newest address book. Clones are the same book.
+#[derive(Clone, Debug, Default)]
+pub struct SharedBook(Arc<RwLock<Editions>>);
+
+#[derive(Debug, Default)]
+struct Editions {
+    /// What counts; none before the first whole book.
+    present: Option<Book>,
+    /// A whole book of which parts are still to come.
+    coming: Option<Book>,
+}
+
+impl SharedBook {
+    /// Takes a change in.
+    pub fn change(&self, change: BookChange) {
+        let mut editions = self.0.write();
+        if change.fresh {
+            editions.coming = Some(Book::default());
+        }
+        let Editions { present, coming } = &mut *editions;
+        // A change of a book that was never begun says too little to be used.
+        let Some(book) = coming.as_mut().or(present.as_mut()) else { return };
+        book.remove(&change.gone);
+        book.put(change.put);
+        if !change.more
+            && let Some(whole) = coming.take()
+        {
+            *present = Some(whole);
+        }
+    }
+
+    /// Where a request goes; `None` if there is no book yet.
+    #[must_use]
+    pub fn resolve(&self, host: &str, port: u16, turn: u64) -> Option<Result<Resolved, Unresolved>> {
+        self.0.read().present.as_ref().map(|book| book.resolve(host, port, turn))
+    }
+
+    /// Nodes, pods and services that are known, and those that found no room; `None` if there is no book yet.
+    #[must_use]
+    pub fn size(&self) -> Option<([usize; 3], u64)> {
+        self.0.read().present.as_ref().map(|book| (book.size(), book.left_out()))
+    }
 }
 
 /// Who showed an access token.
@@ -78,10 +127,13 @@ impl MeshState {
         if let Some(orders) = event.orders {
             next.orders = orders;
         }
+        if let Some(change) = event.book {
+            next.book.change(change);
+        }
         next
     }
 
-    /// Whether an event changes anything but the revision.
+    /// Whether an event changes anything but the revision and the book.
     #[must_use]
     pub const fn is_change(event: &WatchEvent) -> bool {
         event.policy.is_some()

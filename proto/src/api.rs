@@ -24,6 +24,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    book::BookChange,
     id::{EdgeId, GroupName, ShardId, SiteName, TrustDomain},
     identity::Role,
     message::{Candidate, Service},
@@ -219,10 +220,17 @@ pub struct Presence {
     pub streams: u64,
 }
 
-/// What a shard tells control every few seconds.
+/// What a shard tells control every few seconds. Fields that control does not know yet are skipped, so that shards may be
+/// newer than it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ShardReport {
+    /// When the shard's process started, in milliseconds since 1970 by its own clock; 0 if it does not say.
+    #[serde(default)]
+    pub started: u64,
+    /// Counts the reports of this process, whichever replica they go to. Control ignores a report that is older than one
+    /// that it knows.
+    #[serde(default)]
+    pub number: u64,
     /// Where edges reach it; the name comes from its certificate.
     pub addresses: Vec<String>,
     /// Version of its software.
@@ -239,6 +247,12 @@ pub struct ShardReport {
     /// Streams that go through it.
     #[serde(default)]
     pub streams: u64,
+    /// Bytes that it has moved since it started, both ways.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Links that wanted in since it started, whether they were let in or not.
+    #[serde(default)]
+    pub handshakes: u64,
     /// Whether `online` is all of its edges, so that those missing are gone.
     pub full: bool,
     /// Edges that came or changed.
@@ -383,6 +397,10 @@ pub struct WatchEvent {
     /// The trust bundle, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,
+    /// What changed in the address book of the cluster, after a first one that has all of it. Without Kubernetes there
+    /// is none; shards keep the last one that they have heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub book: Option<BookChange>,
 }
 
 /// The caller, as control sees it.

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod backoff;
+pub mod book;
 pub mod code;
 pub mod frame;
 pub mod hostname;

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     authority::{store_error, view},
+    sight::BLIND,
     store::edges::StoredEdge,
     watch::Follower,
 };
@@ -145,10 +146,18 @@ impl hyper::body::Body for Lines {
     }
 }
 
-pub(super) async fn watch(State(app): State<Arc<App>>, Extension(Caller(facts)): Extension<Caller>) -> Response {
+pub(super) async fn watch(
+    State(app): State<Arc<App>>,
+    Extension(Caller(facts)): Extension<Caller>,
+) -> Result<Response, Failure> {
+    let follower = app.hub.follow().ok_or_else(|| {
+        let secs = BLIND.as_secs();
+        let why = format!("this control could not read its database for {secs} s; another replica may know more, ask it");
+        Failure::new(ApiCode::StoreUnavailable, why)
+    })?;
     tracing::debug!(who = %facts.identity, "watch begins");
-    let lines = Lines::of(app.hub.follow(), facts, app.tasks.clone());
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(lines)).into_response()
+    let lines = Lines::of(follower, facts, app.tasks.clone());
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(lines)).into_response())
 }
 
 pub(super) async fn tokens(State(app): State<Arc<App>>) -> Answer<Vec<TokenView>> {

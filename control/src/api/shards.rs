@@ -28,12 +28,17 @@ pub(super) async fn report(
     Json(report): Json<ShardReport>,
 ) -> Result<StatusCode, Failure> {
     let shard = facts.identity.shard().ok_or_else(|| Failure::new(ApiCode::Forbidden, "only shards report"))?;
-    let (lease, stirs) = app
+    let heard = app
         .presence
         .report(&shard, report, Instant::now(), unix_now())
         .map_err(|e| Failure::new(ApiCode::Forbidden, e.to_string()))?;
+    let Some(heard) = heard else {
+        tracing::debug!(%shard, "an old report came late");
+        return Ok(StatusCode::NO_CONTENT);
+    };
     // Where the edges are is taken in any case.
-    app.keep_lease(lease).await.map_err(|e| store_error(&e))?;
+    let stirs = heard.stirs;
+    app.keep_lease(heard).await.map_err(|e| store_error(&e))?;
     if stirs {
         app.stir.notify_one();
     }

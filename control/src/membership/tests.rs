@@ -102,6 +102,8 @@ impl Story {
                 weight: 100,
                 epoch: 0,
                 streams: 0,
+                started: 0,
+                number: 0,
             };
             leases.insert(at, fresh);
             at

@@ -43,6 +43,16 @@ impl Store {
         Ok(Renewal { change, facts: facts.clone() })
     }
 
+    /// Writes down a certificate for somebody who needed no token of ours.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub async fn enrolled(&self, name: &EdgeId, leaf: &Leaf, now: i64) -> Result<i64, StoreError> {
+        let mut change = self.begin().await?;
+        self.read(insert(&mut change, name, leaf, now)).await?;
+        change.commit().await
+    }
+
     /// All revoked certificates that have not ended.
     ///
     /// # Errors

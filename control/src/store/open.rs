@@ -26,6 +26,8 @@ const OPENING: Duration = Duration::from_secs(30);
 
 const INIT: &str = include_str!("../../migrations/0001_init.sql");
 const RING: &str = include_str!("../../migrations/0002_ring.sql");
+const BOOK: &str = include_str!("../../migrations/0004_book.sql");
+const REPORTS: &str = include_str!("../../migrations/0003_reports.sql");
 
 /// The URL of the SQLite file, which is made with mode 0600 if it is not there.
 ///
@@ -163,5 +165,5 @@ fn migrations() -> Migrator {
     let migration = |version, name: &'static str, sql: &'static str| {
         Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    Migrator::with_migrations(vec![migration(1, "init", INIT), migration(2, "ring", RING)])
+    Migrator::with_migrations(vec![migration(1, "init", INIT), migration(2, "ring", RING), migration(3, "reports", REPORTS), migration(4, "book", BOOK)])
 }

@@ -29,6 +29,10 @@ pub struct StoredLease {
     pub epoch: u64,
     /// Streams that go through it.
     pub streams: u64,
+    /// When its process started, in milliseconds since 1970; 0 if it did not say.
+    pub started: u64,
+    /// The how-many-th report of that process this is.
+    pub number: u64,
 }
 
 impl StoredLease {
@@ -36,6 +40,13 @@ impl StoredLease {
     #[must_use]
     pub fn tells_of_ring(&self) -> (ShardState, u32, &[String]) {
         (self.state, self.weight, &self.addresses)
+    }
+
+    /// Whether this is a later word of the shard than the other one. A shard that does not number its reports is believed
+    /// as they come.
+    #[must_use]
+    pub fn is_after(&self, other: &Self) -> bool {
+        self.started == 0 || (self.started, self.number) > (other.started, other.number)
     }
 }
 
@@ -47,8 +58,8 @@ impl Store {
     pub async fn leases(&self) -> Result<Vec<StoredLease>, StoreError> {
         const WHAT: &str = "a shard's lease";
         self.read(async {
-            const SQL: &str = "SELECT name, addresses, version, edges, last_seen, beat, state, weight, epoch, streams \
-                               FROM shards ORDER BY name";
+            const SQL: &str = "SELECT name, addresses, version, edges, last_seen, beat, state, weight, epoch, streams, \
+                               started, reports FROM shards ORDER BY name";
             let rows = sqlx::query(SQL).fetch_all(&self.pool).await?;
             rows.iter()
                 .map(|row| {
@@ -68,6 +79,8 @@ impl Store {
                         weight: u32::try_from(count("weight")?).unwrap_or(u32::MAX),
                         epoch: count("epoch")?,
                         streams: count("streams")?,
+                        started: count("started")?,
+                        number: count("reports")?,
                     })
                 })
                 .collect()
@@ -75,20 +88,27 @@ impl Store {
         .await
     }
 
-    /// Writes down that a shard reported. `beat` of the argument is ignored: the database counts.
+    /// Writes down that a shard reported. The database counts the beat; it takes only what is after what it has, in which
+    /// case this returns true. Without such an order it takes a report all the same if its beat still is `silent`, at which
+    /// it has not moved for a lease: then no later process lives, and only the shard's clock was set back.
     ///
     /// # Errors
     /// If the database cannot be written.
-    pub async fn beat(&self, lease: &StoredLease) -> Result<(), StoreError> {
+    pub async fn beat(&self, lease: &StoredLease, silent: Option<i64>) -> Result<bool, StoreError> {
         let addresses = serde_json::to_string(&lease.addresses)
             .map_err(|e| StoreError::Damaged { what: "addresses", why: e.to_string() })?;
+        let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.read(async {
-            sqlx::query(
-                "INSERT INTO shards (name, addresses, version, edges, last_seen, beat, state, weight, epoch, streams) \
-                 VALUES ($1, $2, $3, $4, $5, 1, $6, $7, $8, $9) ON CONFLICT (name) DO UPDATE SET \
+            let done = sqlx::query(
+                "INSERT INTO shards (name, addresses, version, edges, last_seen, beat, state, weight, epoch, streams, \
+                 started, reports) VALUES ($1, $2, $3, $4, $5, 1, $6, $7, $8, $9, $10, $11) \
+                 ON CONFLICT (name) DO UPDATE SET \
                  addresses = excluded.addresses, version = excluded.version, edges = excluded.edges, \
                  last_seen = excluded.last_seen, beat = shards.beat + 1, state = excluded.state, \
-                 weight = excluded.weight, epoch = excluded.epoch, streams = excluded.streams",
+                 weight = excluded.weight, epoch = excluded.epoch, streams = excluded.streams, \
+                 started = excluded.started, reports = excluded.reports \
+                 WHERE excluded.started = 0 OR excluded.started > shards.started \
+                 OR (excluded.started = shards.started AND excluded.reports > shards.reports) OR shards.beat = $12",
             )
             .bind(lease.name.to_string())
             .bind(addresses)
@@ -97,11 +117,15 @@ impl Store {
             .bind(lease.last_seen)
             .bind(state_word(lease.state))
             .bind(i64::from(lease.weight))
-            .bind(i64::try_from(lease.epoch).unwrap_or(i64::MAX))
-            .bind(i64::try_from(lease.streams).unwrap_or(i64::MAX))
+            .bind(whole(lease.epoch))
+            .bind(whole(lease.streams))
+            .bind(whole(lease.started))
+            .bind(whole(lease.number))
+            // Beats are counted from 1.
+            .bind(silent.unwrap_or(0))
             .execute(&self.pool)
             .await?;
-            Ok(())
+            Ok(done.rows_affected() == 1)
         })
         .await
     }

@@ -8,13 +8,20 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use proto::{api::ShardOrder, id::ShardId, message::Candidate, ring::RingSpec};
+use proto::{
+    api::ShardOrder,
+    book::BookChange,
+    id::{EdgeId, ShardId},
+    message::Candidate,
+    ring::RingSpec,
+};
 use runtime::shutdown::Tasks;
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
 };
 
+use super::book::{Seen, SharedBook};
 use crate::metrics::Metrics;
 
 /// How often a watch without news gives a sign of life.
@@ -52,6 +59,7 @@ pub struct State {
     pub(super) shards: Arc<Vec<Candidate>>,
     pub(super) ring: Arc<RingSpec>,
     pub(super) orders: Arc<BTreeMap<ShardId, ShardOrder>>,
+    pub(super) edges: Arc<HashSet<EdgeId>>,
 }
 
 #[derive(Clone, Default)]
@@ -92,6 +100,12 @@ impl State {
         Arc::clone(&self.orders)
     }
 
+    /// The edges that are enrolled and not revoked.
+    #[must_use]
+    pub fn edges(&self) -> Arc<HashSet<EdgeId>> {
+        Arc::clone(&self.edges)
+    }
+
     /// Puts a section in place. Returns whether that is a change.
     pub(super) fn put(&mut self, part: Part, json: Bytes) -> bool {
         if self.sections[part as usize].json == json {
@@ -120,6 +134,13 @@ impl State {
         Some(line.freeze())
     }
 
+    fn book_line(&self, change: &BookChange) -> Option<Bytes> {
+        let json = serde_json::to_string(change)
+            .inspect_err(|error| tracing::error!(%error, "the address book cannot be written"))
+            .ok()?;
+        Some(format!("{{\"revision\":{},\"book\":{json}}}\n", self.revision).into())
+    }
+
     fn sign_of_life(&self) -> Bytes {
         format!("{{\"revision\":{}}}\n", self.revision).into()
     }
@@ -129,28 +150,43 @@ impl State {
 #[derive(Debug)]
 pub struct Follower {
     state: watch::Receiver<State>,
+    /// Whether the replica has lost sight of the others.
+    lost: watch::Receiver<bool>,
     seen: [u64; SECTIONS],
+    book: SharedBook,
+    book_changes: watch::Receiver<u64>,
+    book_seen: Seen,
+    /// The first line is that of the sections.
+    begun: bool,
     beat: tokio::time::Interval,
     metrics: Metrics,
 }
 
 impl Follower {
     /// One that has seen nothing yet.
-    pub(super) fn new(mut state: watch::Receiver<State>, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        mut state: watch::Receiver<State>,
+        book: SharedBook,
+        lost: watch::Receiver<bool>,
+        metrics: Metrics,
+    ) -> Self {
         metrics.watchers.inc();
         state.mark_changed();
         let mut beat = interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         beat.reset();
-        Self { state, seen: [0; SECTIONS], beat, metrics }
+        let (book_changes, book_seen, begun) = (book.follow(), Seen::default(), false);
+        Self { state, lost, seen: [0; SECTIONS], book, book_changes, book_seen, begun, beat, metrics }
     }
 
-    /// The next line: what changed, or a sign of life. `None` once `serial` is revoked or control stops.
+    /// The next line: what changed, or a sign of life. `None` once `serial` is revoked, control stops, or others may
+    /// know better.
     pub async fn next(&mut self, serial: &str, tasks: &Tasks) -> Option<Bytes> {
         loop {
             tokio::select! {
                 biased;
                 () = tasks.stopping() => return None,
+                _ = self.lost.wait_for(|lost| *lost) => return None,
                 changed = self.state.changed() => {
                     changed.ok()?;
                     let state = self.state.borrow_and_update();
@@ -160,12 +196,27 @@ impl Follower {
                     if let Some(line) = state.line(&mut self.seen) {
                         drop(state);
                         self.beat.reset();
+                        self.begun = true;
                         return Some(line);
                     }
+                }
+                change = news_of(&self.book, &mut self.book_changes, &mut self.book_seen), if self.begun => {
+                    self.beat.reset();
+                    return self.state.borrow().book_line(&change?);
                 }
                 _ = self.beat.tick() => return Some(self.state.borrow().sign_of_life()),
             }
         }
+    }
+}
+
+/// The next part of the book that is not seen yet; `None` when there will be no more.
+async fn news_of(book: &SharedBook, changes: &mut watch::Receiver<u64>, seen: &mut Seen) -> Option<BookChange> {
+    loop {
+        if let Some(change) = book.next(seen) {
+            return Some(change);
+        }
+        changes.changed().await.ok()?;
     }
 }
 
@@ -206,7 +257,9 @@ mod tests {
     async fn a_slow_follower_skips_to_the_newest_state_and_a_revoked_one_is_let_go() {
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
         let sender = watch::Sender::new(state());
-        let mut follower = Follower::new(sender.subscribe(), metrics);
+        let lost = watch::Sender::new(false);
+        let book = SharedBook::default();
+        let mut follower = Follower::new(sender.subscribe(), book.clone(), lost.subscribe(), metrics.clone());
         let tasks = Tasks::new();
         for round in 0..1000 {
             sender.send_modify(|s| _ = s.put(Part::Policy, Bytes::from(format!("{round}"))));
@@ -217,5 +270,12 @@ mod tests {
         assert_eq!(quiet, "{\"revision\":1007}\n", "and nothing behind it");
         sender.send_modify(|s| s.revoked = Arc::new(HashSet::from(["1".to_owned()])));
         assert_eq!(follower.next("1", &tasks).await, None);
+        book.complete();
+        let mut other = Follower::new(sender.subscribe(), book, lost.subscribe(), metrics);
+        assert!(other.next("2", &tasks).await.is_some());
+        let line = other.next("2", &tasks).await.unwrap();
+        assert!(serde_json::from_slice::<WatchEvent>(&line).unwrap().book.unwrap().fresh, "and then the book");
+        lost.send_replace(true);
+        assert_eq!(other.next("2", &tasks).await, None, "others may know better");
     }
 }

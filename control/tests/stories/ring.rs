@@ -159,3 +159,30 @@ pub(crate) async fn an_order_takes_a_shard_out_until_it_is_taken_back(kind: Kind
     ring_of(&mut watch, 2 * SECOND, &[]).await;
     world.end().await;
 }
+
+/// A report may be under way for longer than one that was sent after it.
+pub(crate) async fn a_late_report_does_not_undo_a_later_one(kind: Kind) {
+    let world = World::new(kind).await;
+    let (s1, s2) = (shard(&world, "s1").await, shard(&world, "s2").await);
+    let _other = Reporter::start("s2", vec![s2.client]);
+    let mut watch = s1.client.watch().await.unwrap();
+    let tell = async |started, number, state| {
+        let report = ShardReport { started, number, state, ..serving("s1") };
+        s1.client.post::<()>("/v1/shards/report", &report).await.expect("a report is taken or skipped");
+    };
+    tell(1000, 1, ShardState::Serving).await;
+    let begun = ring_of(&mut watch, 2 * SECOND, &["s1", "s2"]).await.ring.unwrap();
+    tell(1000, 3, ShardState::Draining).await;
+    let left = ring_of(&mut watch, SECOND, &["s2"]).await.ring.unwrap();
+    assert_eq!(left.epoch, begun.epoch + 1);
+    tell(1000, 2, ShardState::Serving).await;
+    let nothing = event(&mut watch, 60 * SECOND, |e| e.ring.is_some());
+    assert!(timeout(3 * SECOND, nothing).await.is_err(), "an old word brings nobody back");
+    tell(2000, 1, ShardState::Serving).await;
+    let back = ring_of(&mut watch, 2 * SECOND, &["s1", "s2"]).await.ring.unwrap();
+    tell(1000, 4, ShardState::Draining).await;
+    let nothing = event(&mut watch, 60 * SECOND, |e| e.ring.is_some());
+    assert!(timeout(SECOND, nothing).await.is_err(), "nor does it send anybody away");
+    assert_eq!(back.epoch, begun.epoch + 2);
+    world.end().await;
+}

@@ -49,6 +49,10 @@ fn rule(name: &str) -> Rule {
 /// The report of a shard without edges.
 pub(crate) fn serving(shard: &str) -> ShardReport {
     ShardReport {
+        started: 0,
+        number: 0,
+        bytes: 0,
+        handshakes: 0,
         addresses: vec![format!("{shard}.test:7500")],
         version: "1".into(),
         state: ShardState::Serving,
@@ -718,6 +722,7 @@ macro_rules! all_stories {
         $crate::on_each! { $kind, ring;
             the_ring_follows_what_shards_report
             an_order_takes_a_shard_out_until_it_is_taken_back
+            a_late_report_does_not_undo_a_later_one
         }
     };
 }

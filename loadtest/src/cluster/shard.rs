@@ -21,6 +21,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use runtime::{
     access::AccessWriter,
     admin::Ready,
+    clock,
     identity::Credentials,
     link::quic::{self, Dialer, Listener},
     shutdown::Tasks,
@@ -143,6 +144,8 @@ impl ShardSeat {
             live: live.clone(),
             registry: shard.registry.clone(),
             standing: shard.standing.clone(),
+            started: clock::unix_millis(),
+            reports: Arc::default(),
         };
         let chance = seed_for(net.seed(), ("follow", self.address, self.starts));
         follow.start(&killed, &following, StdRng::seed_from_u64(chance));

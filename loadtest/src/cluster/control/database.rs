@@ -184,14 +184,18 @@ impl Connection {
         timeout(DEADLINE, whole).await.unwrap_or(Err(Unavailable::Silent))
     }
 
-    /// Writes down that a shard reported.
+    /// Writes down that a shard reported, unless something later is known. `silent` is the beat at which its lease has not
+    /// moved for too long.
     ///
     /// # Errors
     /// If it could not be written.
-    pub async fn beat(&self, lease: StoredLease) -> Result<(), Unavailable> {
+    pub async fn beat(&self, lease: StoredLease, silent: Option<i64>) -> Result<(), Unavailable> {
         let work = |stored: &mut Stored| {
-            let beat = stored.leases.get(&lease.name).map_or(0, |before| before.beat) + 1;
-            stored.leases.insert(lease.name.clone(), StoredLease { beat, ..lease });
+            let before = stored.leases.get(&lease.name);
+            if before.is_none_or(|before| lease.is_after(before) || silent == Some(before.beat)) {
+                let beat = before.map_or(0, |before| before.beat) + 1;
+                stored.leases.insert(lease.name.clone(), StoredLease { beat, ..lease });
+            }
         };
         self.call(true, work).await
     }

@@ -1,6 +1,13 @@
 //! How a simulated shard follows control and reports to it: as `mesh_cloud::follow` does, by messages instead of HTTP.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use mesh_cloud::{live::LiveCredentials, registry::Registry, state::MeshState};
 use proto::{
@@ -55,6 +62,10 @@ pub struct Following {
     pub registry: Registry,
     /// Whether the shard is about to stop; closed when it has.
     pub standing: watch::Receiver<ShardState>,
+    /// When its process started, in milliseconds since 1970.
+    pub started: u64,
+    /// How often it has reported.
+    pub reports: Arc<AtomicU64>,
 }
 
 impl Following {
@@ -101,8 +112,9 @@ impl Following {
 
     async fn follow_one(&self, host: IpAddr) -> Option<()> {
         let replica = self.call(host).await?;
-        let mut follower = replica.follow();
+        let follower = replica.follow();
         drop(replica);
+        let mut follower = follower?;
         loop {
             let event = timeout(HEARTBEAT, follower.next()).await;
             timeout(SILENCE - HEARTBEAT, self.net.carry(host, self.host)).await.ok()?;
@@ -145,6 +157,10 @@ impl Following {
 
     fn about(&self) -> ShardReport {
         ShardReport {
+            started: self.started,
+            number: self.reports.fetch_add(1, Ordering::Relaxed) + 1,
+            bytes: 0,
+            handshakes: 0,
             addresses: self.addresses.clone(),
             version: String::new(),
             state: *self.standing.borrow(),

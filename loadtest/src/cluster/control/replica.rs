@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use control::{
     membership::{Board, BoardState, Membership, Round},
-    presence::Presence,
+    presence::{Heard, Presence},
+    sight::Sight,
 };
 use parking_lot::Mutex;
 use proto::{
@@ -56,7 +57,12 @@ impl Replica {
     pub(super) fn start(name: String, connection: Connection, alone: bool, tasks: &Tasks) -> Self {
         let inner = Inner {
             name,
-            board: SeenBoard { connection, presence: Presence::default(), alone },
+            board: SeenBoard {
+                connection,
+                presence: Presence::default(),
+                alone,
+                sight: Sight::new(alone, Instant::now()),
+            },
             word: Mutex::default(),
             followers: Mutex::default(),
             round: Mutex::default(),
@@ -68,7 +74,10 @@ impl Replica {
         let stop = tasks.token();
         tasks.spawn(stop.clone().run_until_cancelled_owned(replica.clone().decide()));
         tasks.spawn(stop.clone().run_until_cancelled_owned(replica.clone().read()));
-        tasks.spawn(stop.run_until_cancelled_owned(replica.clone().count()));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(replica.clone().count()));
+        let (sight, followed) = (replica.0.board.sight.clone(), replica.clone());
+        let kept = sight.keep(move |_| followed.0.followers.lock().values().for_each(|f| f.notify_one()));
+        tasks.spawn(stop.run_until_cancelled_owned(kept));
         replica
     }
 
@@ -100,15 +109,18 @@ impl Replica {
         self.0.round.lock().leading
     }
 
-    /// Begins to follow.
+    /// Begins to follow. `None` if this replica has nothing to say, as others may know better.
     #[must_use]
-    pub fn follow(&self) -> Follower {
+    pub fn follow(&self) -> Option<Follower> {
+        if self.0.board.sight.is_lost() {
+            return None;
+        }
         let news = Arc::new(Notify::new());
         news.notify_one();
         let mut followers = self.0.followers.lock();
         let number = followers.last_key_value().map_or(0, |(last, _)| last + 1);
         followers.insert(number, Arc::clone(&news));
-        Follower { replica: self.clone(), number, news, seen: 0 }
+        Some(Follower { replica: self.clone(), number, news, seen: 0 })
     }
 
     pub(super) fn hear(&self) {
@@ -123,9 +135,9 @@ impl Replica {
     pub async fn report(&self, shard: &ShardId, report: ShardReport) -> Result<(), Unavailable> {
         let epoch = report.epoch;
         let taken = self.0.board.presence.report(shard, report, Instant::now(), clock::unix_now());
-        let (lease, stirs) = taken.map_err(|_| Unavailable::Away)?;
+        let Some(Heard { lease, stirs, silent }) = taken.map_err(|_| Unavailable::Away)? else { return Ok(()) };
         if !self.0.board.alone {
-            self.0.board.connection.beat(lease).await?;
+            self.0.board.connection.beat(lease, silent).await?;
         }
         if stirs || epoch > self.ring().epoch {
             self.0.due.notify_one();
@@ -242,13 +254,17 @@ impl fmt::Debug for Follower {
 }
 
 impl Follower {
-    /// The newest word that was not seen before, with all sections; `None` if the replica has ended.
+    /// The newest word that was not seen before, with all sections; `None` if the replica has ended, or has nothing to
+    /// say any more.
     pub async fn next(&mut self) -> Option<Arc<WatchEvent>> {
         loop {
             tokio::select! {
                 biased;
                 () = self.replica.0.tasks.stopping() => return None,
                 () = self.news.notified() => {}
+            }
+            if self.replica.0.board.sight.is_lost() {
+                return None;
             }
             let word = Arc::clone(&self.replica.0.word.lock());
             if word.revision > self.seen {
@@ -271,13 +287,16 @@ struct SeenBoard {
     connection: Connection,
     presence: Presence,
     alone: bool,
+    sight: Sight,
 }
 
 impl Board for SeenBoard {
     type Error = Unavailable;
 
     async fn load(&self) -> Result<BoardState, Unavailable> {
+        let begun = Instant::now();
         let seen = self.connection.load().await?;
+        self.sight.saw(begun);
         if self.alone {
             return Ok(BoardState { leases: self.presence.leases(), ..seen });
         }
