@@ -85,12 +85,77 @@ pub struct DoorsConfig {
     pub https: Option<SocketAddr>,
     /// Single ports that lead to single targets.
     pub tcp: Vec<TcpDoorConfig>,
+    /// kube-apiserver's way to nodes, pods and services.
+    pub egress: EgressConfig,
 }
 
 impl Default for DoorsConfig {
     fn default() -> Self {
         let on = |port| Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
-        Self { proxy: on(7480), proxy_plain: false, http: on(7481), https: on(7482), tcp: Vec::new() }
+        Self {
+            proxy: on(7480),
+            proxy_plain: false,
+            http: on(7481),
+            https: on(7482),
+            tcp: Vec::new(),
+            egress: EgressConfig::default(),
+        }
+    }
+}
+
+/// The egress door. Its sockets are shut unless they are named here, and all of them can be open at once.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EgressConfig {
+    /// HTTPConnect over this unix socket: `/run/causeway/egress.sock`.
+    pub socket: Option<PathBuf>,
+    /// konnectivity's gRPC over this one. kube-apiserver makes an HTTP/2 authority of the path, which is only a valid
+    /// one if it ends in `@localhost`: `/run/causeway/grpc.sock@localhost`.
+    pub grpc_socket: Option<PathBuf>,
+    /// Permissions of the sockets. `"0600"`.
+    pub mode: Mode,
+    /// HTTPConnect over TCP, with TLS and client certificates.
+    pub tcp: Option<EgressTcpConfig>,
+    /// Seconds after which a dial has been answered, at most 10: kube-apiserver itself has no bound. 9.5.
+    pub within_secs: f64,
+}
+
+impl Default for EgressConfig {
+    fn default() -> Self {
+        Self { socket: None, grpc_socket: None, mode: Mode(0o600), tcp: None, within_secs: 9.5 }
+    }
+}
+
+/// HTTPConnect over TCP. The files are read again when they change.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressTcpConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Certificate to show, PEM, leaf first; the shard's own if none is given.
+    #[serde(default)]
+    pub cert: Option<PathBuf>,
+    /// Its key, PEM.
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+    /// CAs of client certificates, PEM: as many as are in use.
+    pub client_ca: PathBuf,
+    /// Who may come in: common names, or DNS, URI or address names of the certificate. At least one.
+    pub clients: Vec<String>,
+}
+
+/// File permissions, written in octal: `"0600"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Mode(pub u32);
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let octal = !text.is_empty() && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
+        let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+        mode.map(Self).ok_or_else(|| format!("{text:?} are no permissions; write \"0600\" or \"0660\""))
     }
 }
 

@@ -76,9 +76,18 @@ impl Pending {
     ///
     /// # Errors
     /// If it is no, or does not come in time; the record has then been written.
-    pub async fn opened(mut self) -> Result<Opened, Refusal> {
-        let mut reader = FrameReader::new(MAX_STREAM_HEAD);
+    pub async fn opened(self) -> Result<Opened, Refusal> {
         let deadline = self.trail.begun + ANSWER;
+        self.opened_by(deadline).await
+    }
+
+    /// As [`Pending::opened`], for somebody who cannot wait that long.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn opened_by(mut self, deadline: Instant) -> Result<Opened, Refusal> {
+        let mut reader = FrameReader::new(MAX_STREAM_HEAD);
+        let deadline = deadline.min(self.trail.begun + ANSWER);
         let answer = read_answer(&mut self.stream.recv, &mut reader, deadline, &self.trail.edge).await;
         match answer {
             Ok((Answer::Opened { edge, address }, _)) => {
@@ -258,7 +267,7 @@ async fn read_answer(
         Ok(Ok(None)) => Err(lost("the edge ended the stream".into())),
         Ok(Err(e)) => Err(lost(e.to_string())),
         Err(_) => {
-            let reason = format!("edge/{edge} did not answer within {} s; its link may be down", ANSWER.as_secs());
+            let reason = format!("edge/{edge} did not answer in time; its link may be down");
             Err(Refusal::because(RefuseCode::MeshTimeout, reason))
         }
     }

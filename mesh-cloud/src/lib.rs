@@ -48,7 +48,13 @@ pub mod state;
 
 use config::ShardConfig;
 use directory::Directory;
-use doors::{Door, http::HttpDoor, https::HttpsDoor, proxy::ProxyDoor};
+use doors::{
+    Door,
+    egress::{EgressDoor, Opening},
+    http::HttpDoor,
+    https::HttpsDoor,
+    proxy::ProxyDoor,
+};
 use drain::Drain;
 use fair::UserShares;
 use follow::Clients;
@@ -112,6 +118,8 @@ pub struct Shard {
     pub https: Option<SocketAddr>,
     /// The TCP doors, by name.
     pub tcp: Vec<(String, SocketAddr)>,
+    /// The egress door over TCP.
+    pub egress: Option<SocketAddr>,
     /// The admin server.
     pub admin: Option<SocketAddr>,
     /// Edges that are here.
@@ -355,6 +363,7 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         http: None,
         https: None,
         tcp: Vec::new(),
+        egress: None,
         admin: None,
         registry: registry.clone(),
         router: router.clone(),
@@ -435,6 +444,15 @@ impl Doors<'_> {
             let visit = move |v| doors::tcp::visit(v, router.clone(), name.clone(), target.clone());
             shard.tcp.push((tcp.name.clone(), self.run(&tcp.name, tcp.listen, visit)?));
         }
+        let opening = Opening {
+            router: self.router,
+            identity,
+            accepting: self.accepting,
+            streams: self.streams,
+            metrics: self.metrics,
+            connections: self.config.limits.door_connections,
+        };
+        shard.egress = EgressDoor::open(&doors.egress, &opening)?;
         Ok(())
     }
 

@@ -35,6 +35,18 @@ pub mod wire {
     include!(concat!(env!("OUT_DIR"), "/causeway.v1.rs"));
 }
 
+/// The packets of kube-apiserver's gRPC egress, as prost generates them from `proto/egress.proto`.
+pub mod egress {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::use_self,
+        clippy::doc_markdown,
+        reason = "generated; documented in the .proto file"
+    )]
+    include!(concat!(env!("OUT_DIR"), "/causeway.egress.rs"));
+}
+
 /// ALPN of a tunnel or of a person's tool, towards a shard.
 pub const ALPN_MESH: &[u8] = b"causeway/1";
 /// ALPN between shards, and between edges.

@@ -1,5 +1,7 @@
 //! What a certificate says: the facts that the mesh goes by.
 
+use std::net::IpAddr;
+
 use proto::{
     id::{GroupName, SiteName},
     identity::{Identity, InvalidIdentity},
@@ -99,6 +101,36 @@ impl CertFacts {
 /// If it is not a certificate.
 pub fn ca_hash(der: &[u8]) -> Result<CaHash, CertError> {
     Ok(CaHash(Sha256::digest(parse(der)?.public_key().raw).into()))
+}
+
+/// The names in a certificate of whatever CA: common names of its subject, and DNS, URI, mail and IP names.
+///
+/// # Errors
+/// If it is not a certificate.
+pub fn names(der: &[u8]) -> Result<Vec<String>, CertError> {
+    let cert = parse(der)?;
+    let common = cert.subject().iter_common_name().filter_map(|name| name.as_str().ok()).map(str::to_owned);
+    let mut names: Vec<String> = common.collect();
+    let san = cert.subject_alternative_name().map_err(|e| CertError::Malformed(e.to_string()))?;
+    for name in san.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default() {
+        match name {
+            GeneralName::DNSName(text) | GeneralName::URI(text) | GeneralName::RFC822Name(text) => {
+                names.push((*text).to_owned());
+            }
+            GeneralName::IPAddress(bytes) => match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
+                (Ok(v4), _) => names.push(IpAddr::from(v4).to_string()),
+                (_, Ok(v6)) => names.push(IpAddr::from(v6).to_string()),
+                (Err(_), Err(_)) => {}
+            },
+            GeneralName::OtherName(..)
+            | GeneralName::X400Address(_)
+            | GeneralName::DirectoryName(_)
+            | GeneralName::EDIPartyName(_)
+            | GeneralName::RegisteredID(_)
+            | GeneralName::Invalid(..) => {}
+        }
+    }
+    Ok(names)
 }
 
 /// A serial number as text.
