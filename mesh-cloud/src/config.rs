@@ -44,8 +44,6 @@ pub struct ShardConfig {
     pub moves_per_sec: f64,
     /// `host:port` of the replicas of control, best first; where it was at enrolment if none is given.
     pub control: Vec<String>,
-    /// How to enrol as a pod of a cluster, without a join line. None.
-    pub enrol: Option<PodEnrolConfig>,
     /// Bounds.
     pub limits: LimitsConfig,
 }
@@ -68,21 +66,9 @@ impl Default for ShardConfig {
             weight: proto::ring::WEIGHT,
             moves_per_sec: 50.0,
             control: Vec::new(),
-            enrol: None,
             limits: LimitsConfig::default(),
         }
     }
-}
-
-/// Enrolling with the token of the pod's service account, which control has reviewed by kube-apiserver. It needs
-/// `control`, since there is no join line that says where that is.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PodEnrolConfig {
-    /// The certificate of control's CA, PEM.
-    pub ca: PathBuf,
-    /// The token: a projected volume with the audience that control asks for (`kubernetes.audience`).
-    pub token: PathBuf,
 }
 
 /// The doors. One without an address is shut.

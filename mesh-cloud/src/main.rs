@@ -32,7 +32,7 @@ const EXAMPLES: &str = "Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the shard. If it is not enrolled, it enrols first: with the join line in CAUSEWAY_JOIN, or as a pod (`enrol`).
+    /// Run the shard. If it is not enrolled and CAUSEWAY_JOIN holds a join line, it enrols first.
     Run,
     /// Enrol this shard. The join line is a secret, so it is read from a file, CAUSEWAY_JOIN or standard input.
     Join {
@@ -76,7 +76,6 @@ async fn run(config: ShardConfig) -> anyhow::Result<()> {
     {
         enrol::join(&config, &line.parse()?).await?;
     }
-    enrol::as_pod(&config).await?;
     let patience = Duration::from_secs(config.drain_secs) + Duration::from_secs(10);
     let tasks = Tasks::new();
     let shard = mesh_cloud::start(config, tasks.clone()).await?;
