@@ -75,6 +75,9 @@ pub struct KubernetesConfig {
     /// Service accounts whose pods may enrol as shards, as `namespace/name`. None.
     #[serde(deserialize_with = "accounts")]
     pub shard_accounts: Vec<ObjectKey>,
+    /// Where `custom.metrics.k8s.io` is served to kube-apiserver's aggregation layer, for a HorizontalPodAutoscaler. The
+    /// certificate is the API's, so `names` must hold the name of the Service. None.
+    pub metrics_listen: Option<SocketAddr>,
     /// The audience that their tokens must be made for. `causeway`
     pub audience: String,
 }
@@ -98,6 +101,7 @@ impl Default for KubernetesConfig {
             context: None,
             edge_annotation: "causeway.dev/edge".into(),
             shard_accounts: vec![],
+            metrics_listen: None,
             audience: "causeway".into(),
         }
     }

@@ -5,7 +5,9 @@
 //! one that leads writes the book down for the next start. When Kubernetes is away, the last book stays in force.
 
 mod follow;
+mod front;
 mod health;
+mod hpa;
 mod keep;
 mod objects;
 pub mod review;
@@ -13,7 +15,7 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use kube::{
@@ -21,15 +23,18 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use parking_lot::Mutex;
-use runtime::{admin::Ready, shutdown::Tasks};
-use tokio::time::{MissedTickBehavior, interval};
+use runtime::{admin::Ready, shutdown::Tasks, tls::LiveIdentity};
+use tokio::{
+    net::TcpListener,
+    time::{MissedTickBehavior, interval},
+};
 
 use self::{
     health::Health,
     review::{Reviewer, Rules},
     shelf::Shelf,
 };
-use crate::{config::KubernetesConfig, metrics::Metrics, store::Store, watch::Hub};
+use crate::{config::KubernetesConfig, metrics::Metrics, presence::Presence, store::Store, watch::Hub};
 
 /// Longest time until kube-apiserver takes a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -70,6 +75,27 @@ pub fn reviewer(config: &KubernetesConfig, client: &Client) -> Option<Reviewer> 
     let accounts = config.shard_accounts.clone();
     let rules = Rules { audience: config.audience.clone(), accounts };
     (!rules.accounts.is_empty()).then(|| Reviewer::new(client.clone(), rules))
+}
+
+/// Serves the metrics of shards to kube-apiserver, if an address is set. Returns it with its port.
+///
+/// # Errors
+/// If the address cannot be bound.
+pub async fn serve_metrics(
+    config: &KubernetesConfig,
+    client: &Client,
+    (presence, identity): (&Arc<Presence>, &LiveIdentity),
+    ready: &Ready,
+    tasks: &Tasks,
+) -> anyhow::Result<Option<SocketAddr>> {
+    let Some(address) = config.metrics_listen else { return Ok(None) };
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} (kubernetes.metrics_listen)"))?;
+    let address = listener.local_addr()?;
+    let source = (Arc::clone(presence), client.clone());
+    front::start(listener, identity.clone(), source, ready.part("metrics-api"), tasks);
+    Ok(Some(address))
 }
 
 /// Follows the cluster until the tasks stop.

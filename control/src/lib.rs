@@ -70,6 +70,8 @@ pub struct Control {
     pub api_addr: SocketAddr,
     /// Where `/livez`, `/readyz` and `/metrics` are.
     pub admin_addr: SocketAddr,
+    /// Where kube-apiserver gets the metrics of shards, if it does.
+    pub metrics_api: Option<SocketAddr>,
     /// The hash of the CA, as join lines carry it.
     pub ca_hash: CaHash,
     /// Whether control can do its work.
@@ -170,10 +172,13 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
     if fresh {
         write_admin_join(&authority, &config.data_dir).await?;
     }
-    tasks.spawn(own::renew(own, authority.clone(), identity, metrics.clone(), tasks.clone()));
+    tasks.spawn(own::renew(own, authority.clone(), identity.clone(), metrics.clone(), tasks.clone()));
     tasks.spawn(own::follow_roots(sources, authority.clone(), bundle, hub.clone(), tasks.clone()));
     tasks.spawn(hub.clone().keep_house(tasks.clone()));
+    let mut metrics_api = None;
     if let Some(client) = cluster {
+        let of = (&presence, &identity);
+        metrics_api = kube::serve_metrics(&config.kubernetes, &client, of, &ready, &tasks).await?;
         kube::start(&config.kubernetes, client, (&hub, &store), (&metrics, &ready), &tasks).await?;
     }
     // Replicas may be configured alike, and one that starts again is another one.
@@ -191,7 +196,7 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
         api_ready.down("stopping");
     });
     tracing::info!(%api_addr, %admin_addr, ca = %ca_hash, mesh = %config.trust_domain, "control is up");
-    Ok(Control { api_addr, admin_addr, ca_hash, ready, metrics, authority, store })
+    Ok(Control { api_addr, admin_addr, metrics_api, ca_hash, ready, metrics, authority, store })
 }
 
 /// What stands before anything listens.

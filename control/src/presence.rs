@@ -97,6 +97,21 @@ impl Lease {
     }
 }
 
+/// How loaded a shard is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Edges that it holds.
+    pub tunnels: u64,
+    /// Streams that go through it.
+    pub streams: u64,
+    /// Bytes that it moves, both ways.
+    pub bytes_per_second: f64,
+    /// Links that want in.
+    pub arrivals_per_second: f64,
+    /// Seconds since its last report.
+    pub age: i64,
+}
+
 /// A report that is the latest word of its shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heard {
@@ -252,6 +267,21 @@ impl Presence {
             }
         };
         inner.shards.values().map(view).collect()
+    }
+
+    /// How loaded the shards are that live, by name.
+    #[must_use]
+    pub fn loads(&self, now: Instant) -> BTreeMap<String, Load> {
+        let inner = self.inner.lock();
+        let alive = inner.shards.iter().filter(|(_, lease)| lease.alive(now));
+        let load = |lease: &Lease| Load {
+            tunnels: u64::try_from(lease.told.edges).unwrap_or(0),
+            streams: lease.told.streams,
+            bytes_per_second: lease.bytes.per_second(),
+            arrivals_per_second: lease.handshakes.per_second(),
+            age: i64::try_from(now.saturating_duration_since(lease.heard).as_secs()).unwrap_or(i64::MAX),
+        };
+        alive.map(|(name, lease)| (name.to_string(), load(lease))).collect()
     }
 
     /// Where one edge is, and when it was last seen.
