@@ -9,12 +9,13 @@ PROGRAMS := -p control -p mesh-cloud -p mesh-edge -p meshctl -p loadtest
 SEEDS ?= 100
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test e2e lint fmt bench doc ci fuzz sim static build
+.PHONY: help demo test e2e e2e-kube lint fmt bench doc ci fuzz sim static build
 
 help:
 	@echo 'make demo    a whole mesh on loopback shows what it does, and ends by itself'
 	@echo 'make test    unit, simulation and socket tests, and those with a real PostgreSQL'
 	@echo 'make e2e     real OpenSSH, nginx, curl, PostgreSQL, rsync and namespaces; some of it takes root'
+	@echo 'make e2e-kube   every verb of kubectl on a real Kubernetes in namespaces; takes root, and Go once to build it'
 	@echo 'make lint    formatting, clippy, crate walls and licences, shell scripts;   make fmt formats'
 	@echo 'make doc     the API documentation, and whether what the documents link to and call is there'
 	@echo 'make bench   what the release build costs and moves, as a table'
@@ -36,13 +37,17 @@ test:
 e2e: build
 	@e2e/run $(STORIES)
 
+e2e-kube: build
+	@e2e/run kube
+
 lint:
 	@scripts/need cargo cc shellcheck
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@"$$(scripts/need-cargo-deny)" --log-level error check bans licenses sources
 	@shellcheck -x scripts/need scripts/need-cargo-deny scripts/mesh.sh scripts/with-postgres scripts/check-docs \
-		scripts/static scripts/bench scripts/fuzz demo/run e2e/run e2e/lib.sh e2e/*/*.sh .ci/run
+		scripts/static scripts/bench scripts/fuzz scripts/kube-binaries demo/run e2e/run e2e/lib.sh e2e/*/*.sh \
+		e2e/kube/lib/answer .ci/run
 
 fmt:
 	@cargo fmt --all

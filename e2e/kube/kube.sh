@@ -1,0 +1,205 @@
+#!/usr/bin/env bash
+# kube: a real Kubernetes, whose kubelets and pods nobody reaches but through the mesh; every verb of kubectl.
+#
+# EGRESS says by which ways the verbs are tried: `none` (a direct route, to compare with), `uds`, `tcp`. It takes root,
+# about 2 GiB of memory, and the programs that scripts/kube-binaries names.
+set -euo pipefail
+
+# Everything below runs in namespaces of its own. Whatever becomes of it, the kernel ends its processes, unmounts its
+# mounts and takes down its network with the last of them; only control groups are left to remove.
+if [[ -z ${CAUSEWAY_CGROUP:-} ]]; then
+  cd "$(dirname "$0")/.."
+  if [[ $(id -u) != 0 ]]; then
+    echo 'A cluster of containers takes root: sudo make e2e-kube' >&2
+    exit 1
+  fi
+  ../scripts/need busybox conntrack containerd curl etcd ip iptables nft openssl ptp runc script socat
+  KUBE_BIN=$(../scripts/kube-binaries)
+  TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/kube.XXXX")
+  export KUBE_BIN TMPDIR CAUSEWAY_CGROUP=causeway-$$
+  chmod 755 "$TMPDIR"
+  status=0
+  unshare --net --mount --pid --fork --mount-proc --kill-child=TERM bash kube/kube.sh &
+  inner=$!
+  trap 'kill "$inner" 2> /dev/null || true' INT TERM
+  # A signal ends the first wait early; the second one then sees how it ended.
+  wait "$inner" || wait "$inner" || status=$?
+  find /sys/fs/cgroup -depth -path "/sys/fs/cgroup/*$CAUSEWAY_CGROUP-*" -type d -exec rmdir {} + || true
+  [[ -n ${CAUSEWAY_KEEP:-} ]] || rm -rf "$TMPDIR"
+  exit "$status"
+fi
+
+ip link set lo up
+ip address add 10.200.0.1/32 dev lo
+export host=10.200.0.1
+source "$(dirname "$0")/../lib.sh"
+# shellcheck source=e2e/kube/lib/cluster.sh
+source "$(dirname "$0")/lib/cluster.sh"
+# shellcheck source=e2e/kube/lib/node.sh
+source "$(dirname "$0")/lib/node.sh"
+# shellcheck source=e2e/kube/lib/mesh.sh
+source "$(dirname "$0")/lib/mesh.sh"
+# shellcheck source=e2e/kube/lib/verbs.sh
+source "$(dirname "$0")/lib/verbs.sh"
+# shellcheck source=e2e/kube/lib/crowd.sh
+source "$(dirname "$0")/lib/crowd.sh"
+# shellcheck source=e2e/kube/lib/trouble.sh
+source "$(dirname "$0")/lib/trouble.sh"
+PATH=$KUBE_BIN:$PATH
+# What fails inside of $(...) fails the story.
+shopt -s inherit_errexit
+# There are many logs.
+: "${CAUSEWAY_TAIL:=3}"
+# shellcheck disable=SC2034 # read in lib/node.sh
+for cni in /usr/lib/cni /opt/cni/bin; do [[ ! -x $cni/ptp ]] || break; done
+
+# The shims of containers are nobody's children; this shell is the first process of its namespace and ends them all.
+clean_up() { [[ $$ != 1 ]] || kill -KILL -1; }
+
+read -ra ways <<< "${EGRESS:-none}"
+
+step 'images, made here: busybox, and socat with the libraries that it is linked to'
+image pause '["/bin/sleep","2147483647"]'
+image box '["/bin/sh"]'
+image answer '["/bin/sh"]' "$(command -v socat)" "$(dirname "$0")/lib/answer"
+ok "$(cd "$dir/images" && du -ch ./*.tar | tail -n 1 | cut -f1)"
+
+step 'etcd, kube-apiserver, controllers and scheduler'
+credentials
+store
+apiserver plain "$here" 6443
+use plain
+controllers
+ok "$(kubectl version -o json | grep -o '"gitVersion": "[^"]*"' | tail -n 1 | cut -d'"' -f4)"
+
+step 'three nodes, two of which have the same address at different sites'
+node 1 10.99.0.5
+node 2 10.99.0.5
+node 3 10.99.0.6
+nodes_ready 1 2 3
+same "$(k get nodes -o 'jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}')" '10.99.0.5 10.99.0.5 10.99.0.6'
+ok "$(k get node node-1 -o 'jsonpath={.status.nodeInfo.containerRuntimeVersion}, kernel {.status.nodeInfo.kernelVersion}')"
+
+step 'a pod on each'
+certificate_of_answer
+pods 1 2 3
+services_of_pods 1
+ok "$(k get pods -o 'jsonpath={.items[*].status.podIP}')"
+
+step 'nobody here reaches a kubelet or a pod, and kubectl neither'
+pod_ip=$(k get pod pod-1 -o 'jsonpath={.status.podIP}')
+for target in 10.99.0.5:10250 10.200.1.2:10250 "$pod_ip:8080"; do
+  if curl -sk --max-time 2 "http://$target/"; then fail "$target answers"; fi
+done
+words=$(refused k logs pod-1 -c main --tail=1)
+has "$words" node-1
+ok "$(tail -n 1 <<< "$words")"
+
+# verbs WAY N MB-CP MB-FORWARD: all of them at node-N.
+verbs() {
+  local way words
+  step "$1: logs, 20,000 lines by hash"
+  verb_logs "$2"
+  ok
+  step "$1: logs -f, 5,000 lines said while it looks"
+  verb_follow "$2"
+  ok
+  for way in websocket spdy; do
+    step "$1: exec over $way: output, exit codes, 10 MB of standard input there and back, a terminal"
+    over "$way" verb_exec "$2"
+    over "$way" verb_exit_codes "$2"
+    over "$way" verb_stdin "$2"
+    over "$way" verb_tty "$2"
+    ok
+    step "$1: attach over $way"
+    over "$way" verb_attach "$2"
+    ok
+    step "$1: cp over $way"
+    words=$(over "$way" verb_cp "$2" "$3")
+    ok "$words"
+    step "$1: port-forward over $way"
+    words=$(over "$way" verb_forward "$2" "$4")
+    ok "$words"
+    step "$1: run --rm -i over $way"
+    over "$way" verb_run "$2"
+    ok
+  done
+  step "$1: get --raw nodes/x/proxy, pod proxy"
+  verb_node_proxy "$2"
+  verb_pod_proxy "$2"
+  ok
+}
+# verbs_of_services WAY N: for the pod behind the Services.
+verbs_of_services() {
+  step "$1: service proxy, an admission webhook and an aggregated API whose pod runs on an edge"
+  verb_service_proxy "$2"
+  verb_webhook "$2"
+  verb_aggregated "$2"
+  ok
+}
+
+step 'a second apiserver with a direct route to node-1'
+place direct
+wire - 10.201.0.2/30 direct "$direct/30"
+within direct ip route add "$here/32" via 10.201.0.2
+wire direct 10.201.1.1/30 node-1 10.201.1.2/30
+within direct ip route add default via 10.201.1.2
+apiserver direct "$direct" 6443 --kubelet-preferred-address-types InternalIP
+ok
+
+for way in "${ways[@]}"; do
+  case $way in
+    none)
+      use direct
+      verbs direct 1 100 1000
+      verbs_of_services direct 1
+      ;;
+    uds | tcp)
+      # The first of the two brings the mesh.
+      [[ -n ${pid[control]:-} ]] || {
+        step 'a mesh: control and a shard beside the apiserver, an edge on each node'
+        mesh 1 2 3
+        ok
+      }
+      step "an apiserver that goes through the egress door over $way"
+      if [[ $way == uds ]]; then apiserver uds "$here" 6444; else apiserver tcp "$here" 6445; fi
+      use "$way"
+      ok
+      verbs "$way" 1 100 1000
+      verbs_of_services "$way" 1
+      verbs "$way, the other site" 2 10 100
+      ;;
+    *) fail "EGRESS is none, uds or tcp, not $way" ;;
+  esac
+done
+
+if [[ -n ${pid[control]:-} ]]; then
+  step 'the link of an edge is cut: exec says so at once'
+  words=$(cut_off 3)
+  ok "$words"
+  step 'the apiserver that control follows is away, then control is: everything goes on'
+  control_away 1
+  ok
+fi
+
+step '200 exec at once'
+words=$(crowd 1 200)
+ok "$words"
+
+step '50 logs -f, one of whom is stopped'
+words=$(readers 1 50)
+ok "$words"
+
+step 'exec -- true, the median of 30 by each way'
+names=(direct)
+for way in "${ways[@]}"; do [[ $way == none ]] || names+=("$way"); done
+words=$(exec_times 1 30 "${names[@]}")
+for way in "${names[@]}"; do
+  below "$(figure "$way" "$words")" "$(awk -v ms="$(figure direct "$words")" 'BEGIN { print ms * 1.1 + 0.1 }')" "exec by $way"
+done
+ok "$words ms"
+
+step 'what it takes'
+kib=$(memory)
+enough_memory "$kib"
+ok "$(mib "$kib") for everything"

@@ -1,0 +1,49 @@
+# Sourced by kube.sh: the mesh beside this Kubernetes: control and a shard where the apiservers are, an edge on each node.
+# shellcheck shell=bash
+
+# mesh N...: control, shard-1 with both egress doors, an edge on each of these nodes, and apiservers `uds` and `tcp` that
+# go through the doors.
+mesh() {
+  local number
+  certificate mesh kube /CN=mesh clientAuth
+  kubeconfig mesh
+  # All that control reads of this Kubernetes.
+  kubectl create clusterrole mesh --verb=get,list,watch \
+    --resource=nodes,pods,services,endpointslices.discovery.k8s.io > /dev/null
+  kubectl create clusterrolebinding mesh --clusterrole=mesh --user=mesh > /dev/null
+  authority egress
+  certificate egress-server egress /CN=egress serverAuth "IP:$here"
+  certificate egress-client egress /CN=kube-apiserver clientAuth
+  port egress
+  control '[kubernetes]' 'enabled = true' "kubeconfig = '$pki/mesh.conf'"
+  # The last lines of the shard's configuration: the doors.
+  tcp_doors=(
+    '[doors.egress]'
+    "socket = '$dir/egress.sock'"
+    '[doors.egress.tcp]'
+    "listen = '$here:${at[egress]}'"
+    "cert = '$pki/egress-server.crt'"
+    "key = '$pki/egress-server.key'"
+    "client_ca = '$pki/egress.crt'"
+    "clients = ['kube-apiserver']"
+  )
+  shard
+  for number in "$@"; do edge_on "$number"; done
+  for number in "$@"; do host=10.200.$number.2 wait_for 20 edge_ready "node-$number"; done
+  allow apiserver 'edge/*' '*'
+
+  egress_selector uds "uds: {udsName: $dir/egress.sock}"
+  egress_selector tcp "tcp:" "  url: https://$here:${at[egress]}" \
+    "  tlsConfig: {caBundle: $pki/egress.crt, clientCert: $pki/egress-client.crt, clientKey: $pki/egress-client.key}"
+}
+
+# edge_on N: an edge on node-N, with the node's name.
+edge_on() {
+  local name=node-$1
+  host=10.200.$1.2 edge_config "$name" -- \
+    "allow = ['$(k get node "$name" -o 'jsonpath={.status.addresses[0].address}'):10250', '10.244.$1.0/24:*']"
+  ctl token create --edge --name "$name" 2>> "$dir/log/meshctl.log" |
+    mesh-edge join --config "$dir/$name.toml" 2>> "$dir/log/edge-$1.log"
+  start_edge_on "$1"
+}
+start_edge_on() { start_in "node-$1" "edge-$1" mesh-edge --config "$dir/node-$1.toml"; }
