@@ -18,6 +18,7 @@ const MAX_HELLO: usize = 80 * 1024;
 pub fn certificate(data: &[u8]) {
     let hash = cert::ca_hash(data);
     let _ = cert::is_for_key(data, &[4; 65]);
+    let _ = cert::names(data);
     let _ = TrustBundle::from_der(vec![CertificateDer::from(data.to_vec())]);
     let Ok(facts) = CertFacts::from_der(data) else { return };
     assert!(hash.is_ok(), "a leaf that can be read has a key");

@@ -7,12 +7,14 @@
 mod api;
 mod certificate;
 mod door;
+mod egress;
 mod text;
 mod wire;
 
 pub use api::{api, ring, rule};
 pub use certificate::{certificate, client_hello, csr, pem};
 pub use door::{authorization, http_screen};
+pub use egress::{book, egress_head, egress_packets};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
 pub use wire::{answer, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
 
@@ -24,11 +26,14 @@ pub const TARGETS: &[Target] = &[
     ("answer", answer),
     ("api", api),
     ("authorization", authorization),
+    ("book", book),
     ("certificate", certificate),
     ("client_hello", client_hello),
     ("config", config),
     ("csr", csr),
     ("edge_to_shard", edge_to_shard),
+    ("egress_head", egress_head),
+    ("egress_packets", egress_packets),
     ("frames", frames),
     ("host_port", host_port),
     ("hostname", hostname),

@@ -10,10 +10,12 @@ use std::{
 };
 
 use proto::{
+    book::Cidr,
     code::RefuseCode,
     id::{EdgeId, ServiceName},
     message::ServiceKind,
     policy::Ports,
+    principal::Principal,
     stream::Refusal,
     target::{HostPort, Target},
 };
@@ -130,6 +132,24 @@ fn shares_prefix(a: IpAddr, b: IpAddr, bits: u8) -> bool {
     }
 }
 
+/// What of this machine kube-apiserver may reach besides kubelet.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    /// Whether its own addresses and the pods that run on it are open to it.
+    pub open: bool,
+    /// Networks whose addresses are pods of this machine, whatever the routes say.
+    pub pod_networks: Vec<Cidr>,
+}
+
+/// What the kernel knows of an address.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Whether the machine has it.
+    pub has_address: fn(IpAddr) -> bool,
+    /// Whether a pod that runs on it has.
+    pub has_pod: fn(IpAddr) -> bool,
+}
+
 /// What is open by itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Local {
@@ -146,6 +166,7 @@ pub struct Allow {
     local: Local,
     services: BTreeMap<ServiceName, (ServiceKind, HostPort)>,
     rules: Vec<Rule>,
+    cluster: Cluster,
 }
 
 /// What to do for a target.
@@ -161,6 +182,8 @@ pub enum Plan {
         rule: String,
         /// Whether each address that the name resolves to must be allowed by [`Allow::address`] as well.
         by_address: bool,
+        /// Whom to dial if nobody listens there: kubelet may listen on loopback only.
+        or: Option<HostPort>,
     },
 }
 
@@ -173,7 +196,47 @@ impl Allow {
         services: BTreeMap<ServiceName, (ServiceKind, HostPort)>,
         rules: Vec<Rule>,
     ) -> Self {
-        Self { edge, local, services, rules }
+        Self { edge, local, services, rules, cluster: Cluster { open: false, pod_networks: Vec::new() } }
+    }
+
+    /// With these things open to kube-apiserver.
+    #[must_use]
+    pub fn with_cluster(mut self, cluster: Cluster) -> Self {
+        self.cluster = cluster;
+        self
+    }
+
+    /// Decides on a target that somebody asks for: kube-apiserver may reach more of this machine than others.
+    ///
+    /// # Errors
+    /// The refusal to answer with.
+    pub fn plan_for(&self, who: Option<&Principal>, target: &Target, machine: Machine) -> Result<Plan, Refusal> {
+        let plan = self.plan(target);
+        let (Err(refusal), Some(Principal::Apiserver), Target::Tcp { to, .. }) = (&plan, who, target) else {
+            return plan;
+        };
+        match to.host.parse::<IpAddr>() {
+            Ok(ip) if refusal.code == RefuseCode::EdgeDenied => {
+                self.for_apiserver(ip.to_canonical(), to, machine).map_or(plan, Ok)
+            }
+            Ok(_) | Err(_) => plan,
+        }
+    }
+
+    fn for_apiserver(&self, ip: IpAddr, to: &HostPort, machine: Machine) -> Option<Plan> {
+        if !self.cluster.open || METADATA.contains(&ip) || ip.is_loopback() || ip.is_unspecified() {
+            return None;
+        }
+        let kubelet = to.port == KUBELET;
+        let listed = self.cluster.pod_networks.iter().any(|net| net.contains(ip));
+        let (rule, or) = if (self.local.kubelet || !kubelet) && (machine.has_address)(ip) {
+            ("node address", kubelet.then(|| HostPort { host: "localhost".into(), port: KUBELET }))
+        } else if listed || (machine.has_pod)(ip) {
+            ("local pod", None)
+        } else {
+            return None;
+        };
+        Some(Plan::Dial { to: to.clone(), rule: rule.to_owned(), by_address: false, or })
     }
 
     /// Decides on a target.
@@ -196,7 +259,9 @@ impl Allow {
     fn service(&self, name: &ServiceName) -> Result<Plan, Refusal> {
         match self.services.get(name) {
             Some((ServiceKind::Udp, _)) => Err(unsupported()),
-            Some((_, to)) => Ok(Plan::Dial { to: to.clone(), rule: format!("service {name}"), by_address: false }),
+            Some((_, to)) => {
+                Ok(Plan::Dial { to: to.clone(), rule: format!("service {name}"), by_address: false, or: None })
+            }
             None => {
                 let why = format!("edge {} has no service {name}; services stand in its configuration", self.edge);
                 Err(Refusal::because(RefuseCode::ServiceUnknown, why))
@@ -208,7 +273,8 @@ impl Allow {
         // kube-apiserver asks for the node by its name, which is this machine by definition.
         let here = asked.host == self.edge.as_str();
         let to = if here { HostPort { host: "localhost".into(), port: asked.port } } else { asked.clone() };
-        let dial = |rule: &str, by_address| Ok(Plan::Dial { to: to.clone(), rule: rule.to_owned(), by_address });
+        let dial =
+            |rule: &str, by_address| Ok(Plan::Dial { to: to.clone(), rule: rule.to_owned(), by_address, or: None });
         let loopback = to.is_loopback();
         if loopback && self.local.kubelet && to.port == KUBELET {
             return dial("kubelet", false);
@@ -220,7 +286,12 @@ impl Allow {
         if let Some((name, (_, address))) =
             self.services.iter().find(|(_, (kind, s))| *kind != ServiceKind::Udp && same(s))
         {
-            return Ok(Plan::Dial { to: address.clone(), rule: format!("service {name}"), by_address: false });
+            return Ok(Plan::Dial {
+                to: address.clone(),
+                rule: format!("service {name}"),
+                by_address: false,
+                or: None,
+            });
         }
         let mut rules = self.rules.iter().filter(|r| r.ports.contains(to.port));
         match to.host.parse::<IpAddr>() {
@@ -283,7 +354,7 @@ mod tests {
     #[allow(clippy::unwrap_in_result, reason = "the result is what is tested, not the target")]
     fn rule(allow: &Allow, target: &str) -> Result<(String, String), RefuseCode> {
         match allow.plan(&target.parse().unwrap()) {
-            Ok(Plan::Dial { to, rule, by_address }) => {
+            Ok(Plan::Dial { to, rule, by_address, .. }) => {
                 Ok((to.to_string(), if by_address { "?".to_owned() } else { rule }))
             }
             Ok(Plan::Echo) => Ok((String::new(), "echo".into())),
@@ -354,6 +425,50 @@ mod tests {
         assert!(!allow(&["metadata.lan:80"]).named_address(ip, 80));
         assert!(allow(&["169.254.169.254:80"]).named_address(ip, 80));
         assert_eq!(rule(&allow(&["0.0.0.0/0:*"]), "shop-1/0.0.0.0:22"), Err(RefuseCode::EdgeDenied));
+    }
+
+    #[test]
+    fn kube_apiserver_may_reach_this_machine_and_its_pods_and_nobody_else_may() {
+        let machine = Machine {
+            has_address: |ip| ip == IpAddr::from([10, 99, 0, 5]),
+            has_pod: |ip| matches!(ip, IpAddr::V4(v4) if v4.octets()[..3] == [10, 244, 1]),
+        };
+        let open = Cluster { open: true, pod_networks: vec!["10.50.0.0/16".parse().unwrap()] };
+        let opened = allow(&[]).with_cluster(open.clone());
+        let shut = allow(&[]);
+        let sealed = Allow { local: Local { kubelet: false, sshd: false }, ..allow(&[]).with_cluster(open) };
+        let plan = |allow: &Allow, who: &Principal, to: &str| match allow.plan_for(
+            Some(who),
+            &format!("shop-1/{to}").parse().unwrap(),
+            machine,
+        ) {
+            Ok(Plan::Dial { rule, or, .. }) => {
+                format!("{rule}{}", or.map(|or| format!(" or {or}")).unwrap_or_default())
+            }
+            Ok(Plan::Echo) => "echo".into(),
+            Err(refusal) => refusal.code.slug().into(),
+        };
+        let kas = Principal::Apiserver;
+        for (to, expected) in [
+            ("10.99.0.5:10250", "node address or localhost:10250"),
+            ("10.99.0.5:9100", "node address"),
+            ("[::ffff:10.99.0.5]:9100", "node address"),
+            ("10.244.1.9:80", "local pod"),
+            ("10.50.1.1:80", "local pod"),
+            ("localhost:10250", "kubelet"),
+            ("127.0.0.1:9100", "edge-denied"),
+            ("10.99.0.6:10250", "edge-denied"),
+            ("10.244.2.9:80", "edge-denied"),
+            ("169.254.169.254:80", "edge-denied"),
+            ("0.0.0.0:10250", "edge-denied"),
+        ] {
+            assert_eq!(plan(&opened, &kas, to), expected, "{to}");
+        }
+        assert_eq!(plan(&shut, &kas, "10.99.0.5:10250"), "edge-denied");
+        assert_eq!(plan(&sealed, &kas, "10.99.0.5:10250"), "edge-denied");
+        let alice = Principal::User { name: "alice".parse().unwrap(), groups: vec![] };
+        assert_eq!(plan(&opened, &alice, "10.99.0.5:10250"), "edge-denied");
+        assert_eq!(plan(&opened, &alice, "10.244.1.9:80"), "edge-denied");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
 };
 
 use proto::{
+    book::Cidr,
     id::{EdgeId, ServiceName},
     message::{MAX_SERVICES, Service, ServiceKind},
     target::HostPort,
@@ -15,7 +16,7 @@ use proto::{
 use runtime::{access::AccessLog, link::quic::LinkLimits, telemetry::LogConfig};
 use serde::Deserialize;
 
-use crate::allow::{Allow, Local, Rule};
+use crate::allow::{Allow, Cluster, Local, Rule};
 
 /// Streams that the carrier lets in beyond the cap, so that one too many gets an answer instead of waiting.
 const STREAM_SLACK: u32 = 16;
@@ -41,6 +42,11 @@ pub struct EdgeConfig {
     pub allow: Vec<Rule>,
     /// Whether kubelet's port 10250 on this machine may be dialled. Default: true.
     pub kubelet: bool,
+    /// Whether kube-apiserver may reach every port of this machine's own addresses (not of loopback) and of the pods
+    /// that run on it. Default: true.
+    pub kubernetes: bool,
+    /// Networks of this machine's pods, for network plugins whose routes do not tell: `10.244.1.0/24`. Default: none.
+    pub pod_networks: Vec<Cidr>,
     /// Whether sshd's port 22 on this machine may be dialled. Default: true.
     pub sshd: bool,
     /// How long dialling a target may take, with resolving its name, in seconds. Default: 8.
@@ -111,6 +117,8 @@ impl Default for EdgeConfig {
             services: Vec::new(),
             allow: Vec::new(),
             kubelet: true,
+            kubernetes: true,
+            pod_networks: Vec::new(),
             sshd: true,
             dial_timeout: Duration::from_secs(8),
             drain: Duration::from_secs(10),
@@ -171,7 +179,9 @@ impl EdgeConfig {
     #[must_use]
     pub fn allowed(&self, edge: EdgeId) -> Allow {
         let services = self.services.iter().map(|s| (s.name.clone(), (s.kind, s.address.clone()))).collect();
-        Allow::new(edge, Local { kubelet: self.kubelet, sshd: self.sshd }, services, self.allow.clone())
+        let cluster = Cluster { open: self.kubernetes, pod_networks: self.pod_networks.clone() };
+        let local = Local { kubelet: self.kubelet, sshd: self.sshd };
+        Allow::new(edge, local, services, self.allow.clone()).with_cluster(cluster)
     }
 
     /// What a link may use.

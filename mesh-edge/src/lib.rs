@@ -40,6 +40,7 @@ pub mod enrol;
 pub mod life;
 pub mod link;
 pub mod load;
+pub mod machine;
 pub mod metrics;
 mod pulse;
 pub mod ready;

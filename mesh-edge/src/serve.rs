@@ -28,9 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug};
 
 use crate::{
-    allow::{Allow, Plan},
+    allow::{Allow, Machine, Plan},
     dial::dial,
     load::{InFlight, Load},
+    machine,
     metrics::Metrics,
 };
 
@@ -104,8 +105,16 @@ impl Server {
         self.metrics.streams_active.inc();
         let mut ended = match self.check(&open, permit.as_ref()) {
             Ok(Plan::Echo) => self.echo(stream, record).await,
-            Ok(Plan::Dial { to, rule, by_address }) => {
-                let dialling = dial(&self.allow, &to, &rule, by_address, self.dial_timeout);
+            Ok(Plan::Dial { to, rule, by_address, or }) => {
+                let dialling = async {
+                    let first = dial(&self.allow, &to, &rule, by_address, self.dial_timeout).await;
+                    match (first, &or) {
+                        (Err(refusal), Some(or)) if refusal.code == RefuseCode::TargetRefused => {
+                            dial(&self.allow, or, &rule, false, self.dial_timeout).await
+                        }
+                        (first, _) => first,
+                    }
+                };
                 let left = stream.send.refused();
                 let dialled = tokio::select! {
                     biased;
@@ -133,7 +142,8 @@ impl Server {
         if self.tasks.is_stopping() {
             return Err(Refusal::because(RefuseCode::EdgeOffline, format!("edge {} is shutting down", self.edge)));
         }
-        let plan = self.allow.plan(&open.target)?;
+        let machine = Machine { has_address: machine::has_address, has_pod: machine::has_pod };
+        let plan = self.allow.plan_for(open.principal.as_ref(), &open.target, machine)?;
         match permit {
             Some(_) => Ok(plan),
             None => {

@@ -7,6 +7,8 @@
     reason = "tests run beside each other and stop where it is wrong"
 )]
 
+mod egress;
+mod egress_grpc;
 mod http;
 mod http2;
 mod https;

@@ -9,7 +9,8 @@ use std::{
 
 use mesh_cloud::{
     Parts, Shard,
-    config::{DoorsConfig, ShardConfig},
+    config::{DoorsConfig, EgressConfig, ShardConfig},
+    doors::egress::{EgressDoor, Opening},
     endpoint_config,
     live::LiveCredentials,
     metrics::Metrics,
@@ -148,6 +149,21 @@ impl Mesh {
         })
         .await;
         mesh
+    }
+
+    /// Tries to open egress doors beside those of this mesh.
+    pub(crate) fn try_doors(&self, egress: EgressConfig) -> anyhow::Result<()> {
+        let identity = LiveIdentity::new(&self.ca.issue("shard/s2")).unwrap();
+        let (accepting, streams) = (Tasks::new(), Tasks::new());
+        let opening = Opening {
+            router: &self.shard.router,
+            identity: &identity,
+            accepting: &accepting,
+            streams: &streams,
+            metrics: self.shard.router.metrics(),
+            connections: 1,
+        };
+        EgressDoor::open(&egress, &opening).map(drop)
     }
 
     pub(crate) async fn http(&self) -> Talk {

@@ -167,7 +167,12 @@ pub(crate) async fn open_with(link: &Link, target: &str, early: &'static [u8]) -
         None => target.parse().unwrap(),
     };
     let principal = Some(Principal::User { name: "alice".parse().unwrap(), groups: vec![] });
-    let open = Open { principal, door: "proxy".into(), ..Open::new(target) };
+    open_as(link, Open { principal, door: "proxy".into(), ..Open::new(target) }, early).await
+}
+
+/// As [`open_with`], for whomever the shard says.
+#[allow(clippy::unwrap_in_result, reason = "only the refusal is a result")]
+pub(crate) async fn open_as(link: &Link, open: Open, early: &'static [u8]) -> Result<(Stream, String), Refusal> {
     let mut stream = soon("a stream", link.open()).await.unwrap();
     let mut head = [open.encode().unwrap(), Bytes::from_static(early)];
     stream.send.write(&mut head).await.unwrap();

@@ -2,6 +2,7 @@
 //! wait is for something that happens, with a deadline that only a failure meets.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where something is wrong")]
 
+mod apiserver;
 mod fake;
 mod identity;
 mod life;
