@@ -185,7 +185,7 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
     let me = format!("{}-{:08x}", config.name, rand::random::<u32>());
     let outlets = Outlets { hub, metrics: metrics.clone(), ready: ready.part("ring") };
     tasks.spawn(leader::keep_sight(sight.clone(), metrics.clone(), ready.part("watch"), tasks.clone()));
-    tasks.spawn(leader::run(me, StoreBoard::new(store.clone(), presence, sight), outlets, stir, tasks.clone()));
+    tasks.spawn(leader::run(me, StoreBoard::new(store.for_followers(), presence, sight), outlets, stir, tasks.clone()));
     let admin_addr = admin::serve(config.admin, registry, ready.clone(), &tasks)
         .await
         .with_context(|| format!("cannot listen on {} (admin)", config.admin))?;

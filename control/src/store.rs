@@ -8,6 +8,7 @@
 pub mod book;
 pub mod certificates;
 pub mod edges;
+pub mod hear;
 pub mod open;
 pub mod ring;
 pub mod rules;
@@ -18,6 +19,7 @@ use std::{future::Future, str::FromStr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus::IntCounter;
+use proto::secret::Secret;
 use sqlx::{Any, AnyPool, Row, any::AnyRow};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -101,6 +103,11 @@ pub enum Dialect {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: AnyPool,
+    /// A few connections for those who follow: however many calls of the API queue for the others, what is in force and
+    /// who leads is known in time.
+    followers: AnyPool,
+    /// The server, to hear of the commits of other replicas.
+    url: Option<Secret>,
     dialect: Dialect,
     /// Writers of this process queue here, in their order. SQLite's own waiting is a lottery, and PostgreSQL's would
     /// hold a connection for each.
@@ -138,9 +145,16 @@ impl Store {
         self.committed.subscribe()
     }
 
+    /// The same database for those who follow it, with connections of their own.
+    #[must_use]
+    pub fn for_followers(&self) -> Self {
+        Self { pool: self.followers.clone(), ..self.clone() }
+    }
+
     /// Closes all connections, so that an SQLite file is left without a log beside it.
     pub async fn close(&self) {
-        if timeout(DEADLINE, self.pool.close()).await.is_err() {
+        let closed = async { tokio::join!(self.pool.close(), self.followers.close()) };
+        if timeout(DEADLINE, closed).await.is_err() {
             tracing::warn!("the database's connections did not close in time");
         }
     }
@@ -247,8 +261,16 @@ impl Change {
 
     /// Commits, and returns the revision that is now in force.
     async fn commit(self) -> Result<i64, StoreError> {
-        let Self { tx, revision, store, _turn } = self;
-        let committed = store.read(async { Ok(tx.commit().await?) }).await;
+        let Self { mut tx, revision, store, _turn } = self;
+        let announced = store.dialect == Dialect::Postgres;
+        let committed = store
+            .read(async {
+                if announced {
+                    sqlx::query(hear::ANNOUNCE).execute(&mut *tx).await?;
+                }
+                Ok(tx.commit().await?)
+            })
+            .await;
         store.wrote(committed.is_ok());
         committed?;
         store.committed.send_if_modified(|last| {

@@ -4,8 +4,8 @@
 //! remembers which revision of each section it has sent and sends what is newer when there is room: a slow one skips
 //! to the newest state, and nothing ever queues up for it.
 //!
-//! Sections of the database are read again when this process commits, and when the once-a-second poll finds a new
-//! revision, as another replica may have committed. When the database is away the last state stays in force. The ring and
+//! Sections of the database are read again when this process commits, when PostgreSQL announces that another replica did,
+//! and when the once-a-second poll finds a new revision all the same. When the database is away the last state stays in force. The ring and
 //! the orders come from [`crate::leader`].
 
 pub mod book;
@@ -19,7 +19,7 @@ use proto::{api::ShardOrder, id::ShardId, ring::RingSpec};
 use runtime::{admin::ReadyPart, clock::unix_now, shutdown::Tasks, tls::TrustBundle};
 use serde::Serialize;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
@@ -53,6 +53,8 @@ struct Inner {
     /// The revision at which the edges changed last.
     edges_at: watch::Sender<i64>,
     store: Store,
+    /// The same with connections that no call of the API holds.
+    followed: Store,
     presence: Arc<Presence>,
     metrics: Metrics,
     /// Whether this replica can know what the others decide.
@@ -86,6 +88,7 @@ impl Hub {
             state: watch::channel(State::default()).0,
             stored: watch::channel(0).0,
             edges_at: watch::channel(0).0,
+            followed: store.for_followers(),
             store,
             presence,
             metrics,
@@ -101,7 +104,12 @@ impl Hub {
         let mut loaded = Revisions::default();
         hub.refresh(&mut loaded).await?;
         hub.refresh_edges().await?;
-        tasks.spawn(hub.clone().follow_store(loaded, ready, tasks.clone()));
+        let heard = Arc::new(Notify::new());
+        let (failing, told) = watch::channel(None);
+        tasks.spawn(hub.clone().follow_store(loaded, Arc::clone(&heard), failing, tasks.clone()));
+        tasks.spawn(hub.clone().probe(ready, told, tasks.clone()));
+        let (listens, token) = (hub.0.followed.clone(), tasks.token());
+        tasks.spawn(token.run_until_cancelled_owned(async move { listens.hear(|| heard.notify_one()).await }));
         tasks.spawn(hub.clone().follow_edges(loaded.edges, tasks.clone()));
         tasks.spawn(hub.clone().follow_shards(tasks.clone()));
         Ok(hub)
@@ -207,14 +215,20 @@ impl Hub {
         });
     }
 
-    /// Follows the database: this process' commits at once, those of others by polling.
-    async fn follow_store(self, mut loaded: Revisions, ready: ReadyPart, tasks: Tasks) {
+    /// Follows the database: commits of this process and those that are heard of at once, others by polling. It only reads,
+    /// so that nobody who writes holds it up.
+    async fn follow_store(
+        self,
+        mut loaded: Revisions,
+        heard: Arc<Notify>,
+        failing: watch::Sender<Option<String>>,
+        tasks: Tasks,
+    ) {
         let mut commits = self.0.store.commits();
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut up = None;
         loop {
-            let polled = tokio::select! {
+            tokio::select! {
                 biased;
                 () = tasks.stopping() => return,
                 changed = commits.changed() => {
@@ -222,29 +236,47 @@ impl Hub {
                         return;
                     }
                     self.0.pending.lock().get_or_insert_with(Instant::now);
-                    false
                 }
-                _ = poll.tick() => true,
-            };
-            let health = match self.refresh(&mut loaded).await {
-                Ok(()) if polled => self.0.store.probe().await,
-                other => other,
-            };
-            self.tell(&health, &ready, &mut up);
+                () = heard.notified() => {}
+                _ = poll.tick() => {}
+            }
+            let error = self.refresh(&mut loaded).await.err().map(|e| e.to_string());
+            failing.send_if_modified(|before| std::mem::replace(before, error.clone()) != error);
         }
     }
 
-    fn tell(&self, health: &Result<(), StoreError>, ready: &ReadyPart, up: &mut Option<bool>) {
-        let now_up = health.is_ok();
+    /// Looks from time to time whether the database can be written, which may wait for those who write, and says how it is.
+    async fn probe(self, ready: ReadyPart, mut failing: watch::Receiver<Option<String>>, tasks: Tasks) {
+        let mut ticks = interval(POLL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut up = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = tasks.stopping() => return,
+                changed = failing.changed() => if changed.is_err() { return },
+                _ = ticks.tick() => {}
+            }
+            let unread = failing.borrow_and_update().clone();
+            let error = match unread {
+                Some(error) => Some(error),
+                None => self.0.store.probe().await.err().map(|e| e.to_string()),
+            };
+            self.tell(error.as_deref(), &ready, &mut up);
+        }
+    }
+
+    fn tell(&self, error: Option<&str>, ready: &ReadyPart, up: &mut Option<bool>) {
+        let now_up = error.is_none();
         self.0.metrics.store_up.set(i64::from(now_up));
-        match health {
-            Ok(()) => {
+        match error {
+            None => {
                 ready.up();
                 if *up == Some(false) {
                     tracing::info!("the database works again");
                 }
             }
-            Err(error) => {
+            Some(error) => {
                 ready.down(format!("{error}; enrolments and changes are refused, watches go on from the last state"));
                 if *up != Some(false) {
                     tracing::error!(%error, "the database cannot be used; changes are refused until it works again");
@@ -256,7 +288,7 @@ impl Hub {
 
     /// Reads the sections that changed, except for the edges.
     async fn refresh(&self, loaded: &mut Revisions) -> Result<(), StoreError> {
-        let store = &self.0.store;
+        let store = &self.0.followed;
         let found = store.revisions().await?;
         let now = unix_now();
         if found.policy != loaded.policy {

@@ -1,11 +1,17 @@
 //! The configuration of a shard. Every key is optional.
 
 use std::{
+    fmt::Display,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
 };
 
-use proto::{id::ShardId, target::Target};
+use proto::{
+    id::ShardId,
+    join::CaHash,
+    target::{HostPort, Target},
+};
 use runtime::{access::AccessLog, telemetry::LogConfig};
 use serde::Deserialize;
 
@@ -44,8 +50,24 @@ pub struct ShardConfig {
     pub moves_per_sec: f64,
     /// `host:port` of the replicas of control, best first; where it was at enrolment if none is given.
     pub control: Vec<String>,
+    /// How to enrol without a join line, by the token of a pod's service account.
+    pub enrol: Option<EnrolConfig>,
     /// Bounds.
     pub limits: LimitsConfig,
+}
+
+/// How a shard in Kubernetes enrols: control knows its service account, and gives it the name of its pod.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolConfig {
+    /// `host:port` of control.
+    #[serde(deserialize_with = "parsed")]
+    pub control: HostPort,
+    /// The hash of control's CA, as `mesh-control ca-hash` prints it.
+    #[serde(deserialize_with = "parsed")]
+    pub ca: CaHash,
+    /// The file with the token, for the audience that control wants.
+    pub token_file: PathBuf,
 }
 
 impl Default for ShardConfig {
@@ -66,6 +88,7 @@ impl Default for ShardConfig {
             weight: proto::ring::WEIGHT,
             moves_per_sec: 50.0,
             control: Vec::new(),
+            enrol: None,
             limits: LimitsConfig::default(),
         }
     }
@@ -170,6 +193,10 @@ pub struct TcpDoorConfig {
     /// Where it leads: `shop-17:5432`, `shop-17/10.0.0.5:80`, `*/web`.
     #[serde(deserialize_with = "target")]
     pub target: Target,
+}
+
+fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<T, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
 fn target<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error> {

@@ -8,6 +8,7 @@ use proto::{
     backoff::Backoff,
     id::ShardId,
     join::JoinLine,
+    secret::Secret,
 };
 use runtime::{
     api::ApiClient,
@@ -15,7 +16,7 @@ use runtime::{
     tls::TrustBundle,
 };
 
-use crate::config::ShardConfig;
+use crate::config::{EnrolConfig, ShardConfig};
 
 /// Where control is, as noted in the identity's folder.
 pub const CONTROL_NOTE: &str = "control";
@@ -25,12 +26,29 @@ pub const CONTROL_NOTE: &str = "control";
 /// # Errors
 /// If control refuses, stays away, or the identity cannot be kept.
 pub async fn join(config: &ShardConfig, line: &JoinLine) -> anyhow::Result<()> {
+    let name = name(config, line)?;
+    join_as(config, line, Some(&name)).await
+}
+
+/// Enrols a pod by its service account's token in place of one of ours, and keeps the identity.
+///
+/// # Errors
+/// If the token cannot be read, or as for [`join`].
+pub async fn join_pod(config: &ShardConfig, by: &EnrolConfig) -> anyhow::Result<()> {
+    let path = by.token_file.display();
+    let token = std::fs::read_to_string(&by.token_file).with_context(|| format!("cannot read {path} (enrol.token_file)"))?;
+    let token = Secret::new(token.trim().to_owned());
+    let line = JoinLine { control: by.control.clone(), ca: by.ca, token, name: None };
+    // The pod's name, which control reads in the token; the host's may be the node's.
+    join_as(config, &line, config.name.as_ref()).await
+}
+
+async fn join_as(config: &ShardConfig, line: &JoinLine, name: Option<&ShardId>) -> anyhow::Result<()> {
     let dir = IdentityDir::open(&config.data_dir)?;
     let key = NodeKey::generate()?;
-    let name = name(config, line)?;
     let request = EnrolRequest {
         token: line.token.clone(),
-        name: Some(name.as_str().parse()?),
+        name: name.map(|name| name.as_str().parse()).transpose()?,
         csr: key.csr_pem(&config.names)?,
     };
     let enrolled = enrol(line, &request).await?;

@@ -32,7 +32,8 @@ const EXAMPLES: &str = "Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the shard. If it is not enrolled and CAUSEWAY_JOIN holds a join line, it enrols first.
+    /// Run the shard. If it is not enrolled and CAUSEWAY_JOIN holds a join line, or the configuration has [enrol], it
+    /// enrols first.
     Run,
     /// Enrol this shard. The join line is a secret, so it is read from a file, CAUSEWAY_JOIN or standard input.
     Join {
@@ -71,10 +72,12 @@ fn command() -> anyhow::Result<()> {
 }
 
 async fn run(config: ShardConfig) -> anyhow::Result<()> {
-    if let Ok(line) = std::env::var("CAUSEWAY_JOIN")
-        && !config.data_dir.join("identity.pem").exists()
-    {
-        enrol::join(&config, &line.parse()?).await?;
+    if !config.data_dir.join("identity.pem").exists() {
+        if let Ok(line) = std::env::var("CAUSEWAY_JOIN") {
+            enrol::join(&config, &line.parse()?).await?;
+        } else if let Some(by) = &config.enrol {
+            enrol::join_pod(&config, by).await?;
+        }
     }
     let patience = Duration::from_secs(config.drain_secs) + Duration::from_secs(10);
     let tasks = Tasks::new();

@@ -19,6 +19,8 @@ use super::{Dialect, Store, StoreError, Written};
 
 /// Connections to the database.
 const CONNECTIONS: u32 = 8;
+/// Connections for those who follow: the watch, and the ring.
+const FOLLOWERS: u32 = 2;
 /// Longest wait for one of them.
 const ACQUIRE: Duration = Duration::from_secs(3);
 /// Longest time for the first connection and the migrations.
@@ -68,8 +70,10 @@ impl Store {
             StoreError::Url("the database's URL cannot be read (it is not shown: it may hold a password)")
         })?;
         let options = options.disable_statement_logging();
-        let pool = timeout(OPENING, pool(dialect, options)).await.map_err(|_| StoreError::Deadline)??;
-        timeout(OPENING, migrations().run(&pool)).await.map_err(|_| StoreError::Deadline)??;
+        let opened = timeout(OPENING, pool(dialect, options.clone(), CONNECTIONS));
+        let all = opened.await.map_err(|_| StoreError::Deadline)??;
+        timeout(OPENING, migrations().run(&all)).await.map_err(|_| StoreError::Deadline)??;
+        let followers = timeout(OPENING, pool(dialect, options, FOLLOWERS)).await.map_err(|_| StoreError::Deadline)??;
         let (committed, _) = watch::channel(0);
         // One writer at a time is what SQLite can do. With PostgreSQL the row lock decides, and more than one in the
         // queue there hides the latency of the network.
@@ -78,7 +82,9 @@ impl Store {
             Dialect::Postgres => 4,
         };
         Ok(Self {
-            pool,
+            pool: all,
+            followers,
+            url: (dialect == Dialect::Postgres).then(|| url.clone()),
             dialect,
             turn: Arc::new(Semaphore::new(writers)),
             committed,
@@ -131,9 +137,9 @@ impl Store {
     }
 }
 
-async fn pool(dialect: Dialect, options: AnyConnectOptions) -> Result<AnyPool, sqlx::Error> {
+async fn pool(dialect: Dialect, options: AnyConnectOptions, connections: u32) -> Result<AnyPool, sqlx::Error> {
     AnyPoolOptions::new()
-        .max_connections(CONNECTIONS)
+        .max_connections(connections)
         .acquire_timeout(ACQUIRE)
         .idle_timeout(Duration::from_secs(600))
         .after_connect(move |connection, _| {
