@@ -160,14 +160,14 @@ spec:
   securityContext: {{- include "causeway.podSecurity" . | nindent 4 }}
   {{- end }}
   terminationGracePeriodSeconds: {{ add $values.shards.drainSeconds 20 }}
-  {{- with $uds | ternary $values.egress.uds.nodeSelector $values.shards.nodeSelector }}
+  {{- with $uds | ternary $values.egress.uds.nodeSelector $values.cloud.nodeSelector }}
   nodeSelector: {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- if $uds }}
   priorityClassName: system-node-critical
   tolerations: [{operator: Exists}]
   {{- else }}
-  {{- with $values.shards.tolerations }}
+  {{- with $values.cloud.tolerations }}
   tolerations: {{- toYaml . | nindent 4 }}
   {{- end }}
   topologySpreadConstraints:
