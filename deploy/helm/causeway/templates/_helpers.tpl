@@ -14,13 +14,6 @@ image: {{ printf "%s:%s" .Values.image.repository .Values.image.tag | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
-{{- define "causeway.pullSecrets" -}}
-{{- with .Values.image.pullSecrets }}
-imagePullSecrets:
-{{ toYaml . }}
-{{- end }}
-{{- end }}
-
 {{/* What control and shards may: nothing. */}}
 {{- define "causeway.podSecurity" -}}
 runAsNonRoot: true
@@ -150,7 +143,9 @@ metadata:
 spec:
   serviceAccountName: {{ .root.Release.Name }}-shard
   automountServiceAccountToken: false
-  {{- include "causeway.pullSecrets" .root | nindent 2 }}
+  {{- with $values.image.pullSecrets }}
+  imagePullSecrets: {{- toYaml . | nindent 2 }}
+  {{- end }}
   {{- if $uds }}
   # The folder of the socket is root's, as kube-apiserver is.
   securityContext:
