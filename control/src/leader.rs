@@ -101,7 +101,10 @@ pub async fn keep_sight(sight: Sight, metrics: Metrics, ready: ReadyPart, tasks:
         if lost {
             let secs = BLIND.as_secs();
             ready.down(format!("the database could not be read for {secs} s; shards are sent to other replicas"));
-            tracing::warn!(secs, "the database cannot be read; watches are ended, so that shards follow another replica");
+            tracing::warn!(
+                secs,
+                "the database cannot be read; watches are ended, so that shards follow another replica"
+            );
         } else {
             ready.up();
             tracing::info!("the database can be read again; shards can follow this replica");

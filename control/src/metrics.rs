@@ -1,7 +1,8 @@
 //! What control counts. `docs/metrics.md` explains each.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector,
 };
 
 /// All metrics of control, registered once.
@@ -116,7 +117,11 @@ impl Metrics {
                 registry,
                 IntCounter::new("mesh_control_ring_rounds_failed_total", "Looks at the ring that failed.")?,
             )?,
-            kube_stale: gauges("kube_stale_seconds", "Since when objects cannot be followed; 0 if they are.", &["kind"])?,
+            kube_stale: gauges(
+                "kube_stale_seconds",
+                "Since when objects cannot be followed; 0 if they are.",
+                &["kind"],
+            )?,
             kube_errors: counters("kube_errors_total", "Failures to follow Kubernetes.", &["kind"])?,
             book_entries: gauges("book_entries", "What the address book of the cluster holds.", &["what"])?,
             publish_seconds: register(

@@ -72,8 +72,8 @@ impl Lease {
             heard_here: false,
             reports: 0,
             numbered: (0, 0),
-            bytes: Rate::new(0, now),
-            handshakes: Rate::new(0, now),
+            bytes: Rate::default(),
+            handshakes: Rate::default(),
             mourned: false,
         }
     }

@@ -76,6 +76,7 @@ impl Sight {
 
 #[cfg(test)]
 mod tests {
+    use runtime::shutdown::Tasks;
     use tokio::time::sleep;
 
     use super::*;
@@ -85,7 +86,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_replica_that_sees_nothing_has_nothing_to_say_until_it_sees_again() {
         let sight = Sight::new(false, Instant::now());
-        let keeper = tokio::spawn(sight.clone().keep(|_| ()));
+        let tasks = Tasks::new();
+        tasks.spawn(tasks.token().run_until_cancelled_owned(sight.clone().keep(|_| ())));
         for _ in 0..10 {
             sleep(BLIND - MS).await;
             assert!(!sight.is_lost());
@@ -99,15 +101,16 @@ mod tests {
         assert!(!sight.is_lost());
         sleep(BLIND + MS).await;
         assert!(sight.is_lost(), "and again");
-        keeper.abort();
+        assert_eq!(tasks.drained(BLIND).await, 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_is_alone_always_has() {
         let sight = Sight::new(true, Instant::now());
-        let keeper = tokio::spawn(sight.clone().keep(|_| ()));
+        let tasks = Tasks::new();
+        tasks.spawn(tasks.token().run_until_cancelled_owned(sight.clone().keep(|_| ())));
         sleep(100 * BLIND).await;
         assert!(!sight.is_lost());
-        keeper.abort();
+        assert_eq!(tasks.drained(BLIND).await, 0);
     }
 }

@@ -23,8 +23,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-use self::{book::SharedBook, state::Part};
 pub use self::state::{Follower, State};
+use self::{book::SharedBook, state::Part};
 use crate::{
     metrics::Metrics,
     presence::Presence,
@@ -36,8 +36,12 @@ use crate::{
 const POLL: Duration = Duration::from_secs(1);
 /// How often leases are looked through.
 const LEASES: Duration = Duration::from_millis(500);
-/// Reading all edges again may take this share of the time, so that a fleet that enrols does not read itself to death.
-const EDGES_SHARE: u32 = 10;
+/// The pause between two readings of all edges, for each edge, so that a fleet that enrols does not read itself to death:
+/// 5 s for a hundred thousand, which is some ten times what it takes. It depends on nothing but the number, since a
+/// machine that is busy would else make a small fleet wait.
+const EDGE_PAUSE: Duration = Duration::from_micros(50);
+/// Callers wait for edges to be in force up to this pause; those who enrol a large fleet do not.
+const AWAITED: Duration = Duration::from_millis(250);
 /// How long a change waits to be in force before its caller is answered anyway.
 const IN_FORCE: Duration = Duration::from_secs(2);
 
@@ -52,6 +56,8 @@ struct Inner {
     stored: watch::Sender<i64>,
     /// The revision at which the edges changed last.
     edges_at: watch::Sender<i64>,
+    /// The one at which they changed last among those that are in force.
+    edges_in: watch::Sender<i64>,
     store: Store,
     /// The same with connections that no call of the API holds.
     followed: Store,
@@ -88,6 +94,7 @@ impl Hub {
             state: watch::channel(State::default()).0,
             stored: watch::channel(0).0,
             edges_at: watch::channel(0).0,
+            edges_in: watch::channel(0).0,
             followed: store.for_followers(),
             store,
             presence,
@@ -103,7 +110,7 @@ impl Hub {
         hub.set_ring(&ring, &orders);
         let mut loaded = Revisions::default();
         hub.refresh(&mut loaded).await?;
-        hub.refresh_edges().await?;
+        hub.refresh_edges(loaded.edges).await?;
         let heard = Arc::new(Notify::new());
         let (failing, told) = watch::channel(None);
         tasks.spawn(hub.clone().follow_store(loaded, Arc::clone(&heard), failing, tasks.clone()));
@@ -129,8 +136,15 @@ impl Hub {
 
     /// Waits until a revision that this process committed is in force here, at most two seconds.
     pub async fn in_force(&self, revision: i64) {
-        let mut stored = self.0.stored.subscribe();
-        if timeout(IN_FORCE, stored.wait_for(|at| *at >= revision)).await.is_err() {
+        let in_force = async {
+            // The senders live as long as `self`.
+            let _ = self.0.stored.subscribe().wait_for(|at| *at >= revision).await;
+            let edges = *self.0.edges_at.borrow();
+            if self.edges_pause() <= AWAITED {
+                let _ = self.0.edges_in.subscribe().wait_for(|at| *at >= edges).await;
+            }
+        };
+        if timeout(IN_FORCE, in_force).await.is_err() {
             tracing::warn!(revision, "a change is committed and not yet in force; the database is slow");
         }
     }
@@ -324,11 +338,11 @@ impl Hub {
         let mut edges_at = self.0.edges_at.subscribe();
         let follow = async {
             while edges_at.wait_for(|at| *at != loaded).await.is_ok() {
-                let (found, started) = (*edges_at.borrow(), Instant::now());
-                let pause = match self.refresh_edges().await {
+                let found = *edges_at.borrow();
+                let pause = match self.refresh_edges(found).await {
                     Ok(()) => {
                         loaded = found;
-                        started.elapsed() * EDGES_SHARE
+                        self.edges_pause()
                     }
                     Err(_) => POLL,
                 };
@@ -338,11 +352,18 @@ impl Hub {
         tasks.token().run_until_cancelled(follow).await;
     }
 
-    async fn refresh_edges(&self) -> Result<(), StoreError> {
+    fn edges_pause(&self) -> Duration {
+        let edges = u32::try_from(self.0.state.borrow().edges.len()).unwrap_or(u32::MAX);
+        EDGE_PAUSE.saturating_mul(edges)
+    }
+
+    /// Reads the edges as they are at this revision, or later.
+    async fn refresh_edges(&self, revision: i64) -> Result<(), StoreError> {
         let edges = self.0.store.edge_sites().await?;
         self.0.metrics.edges.set(i64::try_from(edges.len()).unwrap_or(i64::MAX));
         let names = Arc::new(edges.keys().cloned().collect());
         self.publish(Part::Edges, &edges, |state| state.edges = names);
+        self.0.edges_in.send_replace(revision);
         Ok(())
     }
 

@@ -36,7 +36,8 @@ pub async fn join(config: &ShardConfig, line: &JoinLine) -> anyhow::Result<()> {
 /// If the token cannot be read, or as for [`join`].
 pub async fn join_pod(config: &ShardConfig, by: &EnrolConfig) -> anyhow::Result<()> {
     let path = by.token_file.display();
-    let token = std::fs::read_to_string(&by.token_file).with_context(|| format!("cannot read {path} (enrol.token_file)"))?;
+    let token =
+        std::fs::read_to_string(&by.token_file).with_context(|| format!("cannot read {path} (enrol.token_file)"))?;
     let token = Secret::new(token.trim().to_owned());
     let line = JoinLine { control: by.control.clone(), ca: by.ca, token, name: None };
     // The pod's name, which control reads in the token; the host's may be the node's.

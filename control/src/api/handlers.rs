@@ -152,7 +152,8 @@ pub(super) async fn watch(
 ) -> Result<Response, Failure> {
     let follower = app.hub.follow().ok_or_else(|| {
         let secs = BLIND.as_secs();
-        let why = format!("this control could not read its database for {secs} s; another replica may know more, ask it");
+        let why =
+            format!("this control could not read its database for {secs} s; another replica may know more, ask it");
         Failure::new(ApiCode::StoreUnavailable, why)
     })?;
     tracing::debug!(who = %facts.identity, "watch begins");

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Bounds of the pause after a failure.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// A watch that has been tried again and says nothing for so long works: there is no news.
 const SETTLED: Duration = Duration::from_secs(15);
 /// How long one watch lasts, in seconds. A connection that died silently is noticed soon after.

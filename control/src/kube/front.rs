@@ -21,7 +21,12 @@ use hyper_util::{
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, api::ListParams};
-use runtime::{admin::ReadyPart, clock::unix_now, shutdown::Tasks, tls::{LiveIdentity, provider}};
+use runtime::{
+    admin::ReadyPart,
+    clock::unix_now,
+    shutdown::Tasks,
+    tls::{LiveIdentity, provider},
+};
 use rustls::{
     RootCertStore, ServerConfig,
     server::{NoServerSessionStorage, WebPkiClientVerifier},
@@ -130,10 +135,14 @@ async fn read(client: &Client) -> anyhow::Result<BTreeMap<String, String>> {
 
 impl Front {
     fn new(data: &BTreeMap<String, String>, identity: &LiveIdentity) -> anyhow::Result<Self> {
-        let pem = data.get("requestheader-client-ca-file").context("kube-apiserver runs without --requestheader-client-ca-file")?;
+        let pem = data
+            .get("requestheader-client-ca-file")
+            .context("kube-apiserver runs without --requestheader-client-ca-file")?;
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-            roots.add(root.context("the front proxy's CA is no PEM")?).context("the front proxy's CA is no certificate")?;
+            roots
+                .add(root.context("the front proxy's CA is no PEM")?)
+                .context("the front proxy's CA is no certificate")?;
         }
         let provider = provider();
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
@@ -240,7 +249,11 @@ async fn answer(source: &Source, version: &str, asked: Asked, selectors: Selecto
         Ok(pods) => pods,
         Err(error) => {
             tracing::warn!(%error, "kube-apiserver cannot be asked for the pods of a metric");
-            return failure(503, "ServiceUnavailable", &format!("kube-apiserver did not tell which pods there are: {error}"));
+            return failure(
+                503,
+                "ServiceUnavailable",
+                &format!("kube-apiserver did not tell which pods there are: {error}"),
+            );
         }
     };
     let loads = source.presence.loads(Instant::now());

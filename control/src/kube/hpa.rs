@@ -153,7 +153,10 @@ mod tests {
     #[test]
     fn a_list_has_a_value_for_each_pod_that_is_a_shard() {
         let list = ask("v1beta2", &["shard-a", "other", "shard-b"], "mesh_shard_tunnels");
-        assert_eq!((&list["kind"], &list["apiVersion"]), (&json!("MetricValueList"), &json!("custom.metrics.k8s.io/v1beta2")));
+        assert_eq!(
+            (&list["kind"], &list["apiVersion"]),
+            (&json!("MetricValueList"), &json!("custom.metrics.k8s.io/v1beta2"))
+        );
         assert_eq!(list["items"].as_array().unwrap().len(), 2);
         assert_eq!(
             list["items"][0],
@@ -170,7 +173,10 @@ mod tests {
     #[test]
     fn rates_are_quantities_with_their_window() {
         let item = &ask("v1beta1", &["shard-a"], "mesh_shard_bytes_per_second")["items"][0];
-        assert_eq!((&item["metricName"], &item["value"], &item["window"]), (&json!("mesh_shard_bytes_per_second"), &json!("1536500m"), &json!(10)));
+        assert_eq!(
+            (&item["metricName"], &item["value"], &item["window"]),
+            (&json!("mesh_shard_bytes_per_second"), &json!("1536500m"), &json!(10))
+        );
         let item = &ask("v1beta2", &["shard-a"], "mesh_shard_arrivals_per_second")["items"][0];
         assert_eq!((&item["value"], &item["windowSeconds"]), (&json!("100m"), &json!(10)));
         assert_eq!(metric("mesh_shard_nonsense"), None);

@@ -124,6 +124,7 @@ mod tests {
 
     use super::*;
 
+    #[allow(clippy::unwrap_in_result, reason = "what it reads is written below")]
     fn judge(status: Value, asked: Option<&str>) -> Result<String, ApiCode> {
         let rules = Rules { audience: "causeway".into(), accounts: vec![ObjectKey::new("mesh", "shard")] };
         let asked = asked.map(|name| name.parse().unwrap());

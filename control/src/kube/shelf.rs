@@ -130,12 +130,11 @@ impl Shelf {
         let ports = raw.ports.iter().filter_map(|port| {
             let name = port.name().to_owned();
             let mut endpoints: Vec<_> = slices.iter().flat_map(|slice| slice.on(&name)).collect();
-            endpoints.sort_by(|a, b| (a.ip, a.port).cmp(&(b.ip, b.port)));
+            endpoints.sort_by_key(|endpoint| (endpoint.ip, endpoint.port));
             endpoints.dedup();
             Some(book::ServicePort { port: port.port?, name, endpoints })
         });
-        let service =
-            book::Service { key: key.clone(), cluster_ips: raw.cluster_ips.clone(), ports: ports.collect() };
+        let service = book::Service { key: key.clone(), cluster_ips: raw.cluster_ips.clone(), ports: ports.collect() };
         self.book.put([Entry::Service(service)]);
     }
 
@@ -173,7 +172,8 @@ impl Shelved for Node {
             _ => None,
         };
         let addresses = self.status.addresses.iter();
-        let address = |a: &super::objects::Address| Some(book::NodeAddress { kind: kind(&a.kind)?, address: a.address.clone() });
+        let address =
+            |a: &super::objects::Address| Some(book::NodeAddress { kind: kind(&a.kind)?, address: a.address.clone() });
         let mut cidrs: Vec<Cidr> =
             self.spec.pod_cidrs.iter().chain(&self.spec.pod_cidr).filter_map(|c| c.parse().ok()).collect();
         cidrs.sort();
@@ -188,7 +188,12 @@ impl Shelved for Node {
         };
         let annotated = self.annotations().get(&shelf.annotation).map(|edge| edge.trim().to_owned());
         if let Some(edge) = annotated.as_ref().filter(|edge| !edge.is_empty() && edge.parse::<EdgeId>().is_err()) {
-            tracing::warn!(node = name, edge, annotation = shelf.annotation, "a node's annotation names no possible edge");
+            tracing::warn!(
+                node = name,
+                edge,
+                annotation = shelf.annotation,
+                "a node's annotation names no possible edge"
+            );
         }
         let raw = RawNode { annotated, node };
         let entry = Entry::Node(shelf.node(&raw));

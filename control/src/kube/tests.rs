@@ -109,7 +109,8 @@ fn pods_are_there_while_they_have_an_address() {
     let mut cluster = Cluster::new(&["shop-1", "shop-2"]);
     cluster.node("shop-1", "192.168.1.5", None);
     cluster.node("shop-2", "192.168.1.6", None);
-    cluster.put::<Pod>(json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {}, "status": {"phase": "Pending"}}));
+    cluster
+        .put::<Pod>(json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {}, "status": {"phase": "Pending"}}));
     cluster.put::<Pod>(pod("p", "shop-1", "10.1.0.5", "Running"));
     assert_eq!(cluster.asks("10.1.0.5", 80), "shop-1 -> 10.1.0.5:80");
     cluster.put::<Pod>(pod("p", "shop-1", "10.1.0.5", "Succeeded"));
@@ -124,9 +125,13 @@ fn pods_are_there_while_they_have_an_address() {
 fn a_service_is_its_ready_endpoints_from_all_slices() {
     let mut cluster = Cluster::new(&["shop-1"]);
     cluster.node("shop-1", "192.168.1.5", None);
-    cluster.put::<EndpointSlice>(slice("web-x", "web", &json!([
-        {"addresses": ["10.1.0.9"], "conditions": {"ready": false}, "nodeName": "shop-1"}
-    ])));
+    cluster.put::<EndpointSlice>(slice(
+        "web-x",
+        "web",
+        &json!([
+            {"addresses": ["10.1.0.9"], "conditions": {"ready": false}, "nodeName": "shop-1"}
+        ]),
+    ));
     cluster.put::<Service>(service("web", "10.96.0.9"));
     assert!(cluster.asks("10.96.0.9", 80).contains("no ready endpoint"), "{}", cluster.asks("10.96.0.9", 80));
     cluster.put::<EndpointSlice>(slice("web-y", "web", &json!([

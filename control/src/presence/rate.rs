@@ -9,32 +9,27 @@ use tokio::time::Instant;
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// A counter of one process, and how fast it grew.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Rate {
-    begun: (Instant, u64),
+    /// When the window began, and where the counter stood; what it counted before it was first told is not known.
+    begun: Option<(Instant, u64)>,
     last: u64,
     per_second: f64,
 }
 
 impl Rate {
-    /// A counter that stands here.
-    pub(super) const fn new(count: u64, now: Instant) -> Self {
-        Self { begun: (now, count), last: count, per_second: 0.0 }
-    }
-
     /// The counter stands here now. One that went back belongs to a new process, which began at 0.
     #[allow(clippy::cast_precision_loss, reason = "a rate need not be exact")]
     pub(super) fn note(&mut self, count: u64, now: Instant) {
-        if count < self.last {
-            *self = Self::new(count, now);
+        let Some((since, from)) = self.begun.filter(|_| count >= self.last) else {
+            *self = Self { begun: Some((now, count)), last: count, per_second: 0.0 };
             return;
-        }
+        };
         self.last = count;
-        let (since, from) = self.begun;
         let took = now.saturating_duration_since(since);
         if took >= WINDOW {
             self.per_second = (count - from) as f64 / took.as_secs_f64();
-            self.begun = (now, count);
+            self.begun = Some((now, count));
         }
     }
 
@@ -52,7 +47,8 @@ mod tests {
     fn a_rate_is_the_mean_of_a_window_and_forgets_what_was_before() {
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
-        let mut rate = Rate::new(1_000_000, start);
+        let mut rate = Rate::default();
+        rate.note(1_000_000, start);
         for second in (2..=10).step_by(2) {
             assert!(rate.per_second().abs() < 1e-9, "not yet");
             rate.note(1_000_000 + second * 300, at(second));

@@ -49,9 +49,7 @@ fn where_is(presence: &Presence, edge: &str, now: Instant) -> Option<String> {
 fn edges_come_move_and_go() {
     let presence = Presence::default();
     let now = Instant::now();
-    presence
-        .report(&shard("s1"), report(true, vec![held("a", "s1", 1), held("b", "s1", 1)], &[]), now, 10)
-        .unwrap();
+    presence.report(&shard("s1"), report(true, vec![held("a", "s1", 1), held("b", "s1", 1)], &[]), now, 10).unwrap();
     presence.report(&shard("s2"), report(true, vec![held("a", "s2", 5)], &[]), now, 10).unwrap();
     assert_eq!(where_is(&presence, "a", now).unwrap(), "s2", "the newer tunnel counts while an edge moves");
     assert_eq!(presence.all(now).len(), 2);

@@ -73,7 +73,8 @@ impl Store {
         let opened = timeout(OPENING, pool(dialect, options.clone(), CONNECTIONS));
         let all = opened.await.map_err(|_| StoreError::Deadline)??;
         timeout(OPENING, migrations().run(&all)).await.map_err(|_| StoreError::Deadline)??;
-        let followers = timeout(OPENING, pool(dialect, options, FOLLOWERS)).await.map_err(|_| StoreError::Deadline)??;
+        let followers =
+            timeout(OPENING, pool(dialect, options, FOLLOWERS)).await.map_err(|_| StoreError::Deadline)??;
         let (committed, _) = watch::channel(0);
         // One writer at a time is what SQLite can do. With PostgreSQL the row lock decides, and more than one in the
         // queue there hides the latency of the network.
@@ -171,5 +172,10 @@ fn migrations() -> Migrator {
     let migration = |version, name: &'static str, sql: &'static str| {
         Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    Migrator::with_migrations(vec![migration(1, "init", INIT), migration(2, "ring", RING), migration(3, "reports", REPORTS), migration(4, "book", BOOK)])
+    Migrator::with_migrations(vec![
+        migration(1, "init", INIT),
+        migration(2, "ring", RING),
+        migration(3, "reports", REPORTS),
+        migration(4, "book", BOOK),
+    ])
 }

@@ -12,7 +12,7 @@ use axum::{
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::broadcast, task::JoinHandle};
+use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ struct Cluster {
 pub(crate) struct ApiServer {
     pub(crate) port: u16,
     cluster: Arc<Cluster>,
-    task: JoinHandle<()>,
+    task: tokio::sync::Mutex<JoinSet<()>>,
     dir: TempDir,
 }
 
@@ -53,20 +53,19 @@ impl ApiServer {
             .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
             .with_state(Arc::clone(&cluster));
         let stop = cluster.stop.clone();
-        let task = tokio::spawn(async move {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
             let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
             served.await.unwrap();
         });
+        let task = tokio::sync::Mutex::new(task);
         Self { port, cluster, task, dir: tempfile::tempdir().unwrap() }
     }
 
     /// The end of it, and of all watches.
     pub(crate) async fn stop(&self) {
         self.cluster.stop.cancel();
-        self.task.abort();
-        while !self.task.is_finished() {
-            tokio::task::yield_now().await;
-        }
+        self.task.lock().await.shutdown().await;
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -99,8 +98,7 @@ impl ApiServer {
     /// Whom the front proxy is, and how it may be called.
     pub(crate) fn front_proxy(&self, ca: &str, names: &[&str]) {
         let names = json!(names).to_string();
-        *self.cluster.front.lock() =
-            json!({"requestheader-client-ca-file": ca, "requestheader-allowed-names": names});
+        *self.cluster.front.lock() = json!({"requestheader-client-ca-file": ca, "requestheader-allowed-names": names});
     }
 
     /// What was asked for in the namespace `mesh`.
@@ -130,9 +128,11 @@ async fn all(State(cluster): State<Arc<Cluster>>, Path(plural): Path<String>, Ra
     }
     let (news, stop) = (cluster.news.subscribe(), cluster.stop.clone());
     // What came between the list and the watch is told again.
-    let first = cluster.list(&plural)["items"].as_array().unwrap().iter().fold(String::new(), |lines, object| {
-        format!("{lines}{}\n", json!({"type": "MODIFIED", "object": object}))
-    });
+    let first = cluster.list(&plural)["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .fold(String::new(), |lines, object| format!("{lines}{}\n", json!({"type": "MODIFIED", "object": object})));
     let lines = futures::stream::unfold((news, plural, stop, Some(first)), |(mut news, plural, stop, first)| async {
         if let Some(first) = first {
             return Some((Ok::<_, Infallible>(first), (news, plural, stop, None)));
@@ -183,5 +183,7 @@ async fn review(Json(review): Json<Value>) -> Json<Value> {
     } else {
         json!({"authenticated": false, "error": "invalid bearer token"})
     };
-    Json(json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": review["spec"], "status": status}))
+    Json(
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": review["spec"], "status": status}),
+    )
 }
