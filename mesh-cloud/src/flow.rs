@@ -234,12 +234,47 @@ impl Drop for Trail {
     fn drop(&mut self) {
         let Some(mut record) = self.record.take() else { return };
         (record.up, record.down) = (self.meter.up(), self.meter.down().saturating_sub(self.answer_bytes));
-        record.outcome = "cancelled";
-        record.code = ResetCode::Cancelled.slug();
+        cancelled(record, self.begun, &self.metrics, (!self.quiet).then_some(&self.access));
+    }
+}
+
+fn cancelled(mut record: AccessRecord, begun: Instant, metrics: &Metrics, access: Option<&AccessWriter>) {
+    record.outcome = "cancelled";
+    record.code = ResetCode::Cancelled.slug();
+    record.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    metrics.stream_ended(&record);
+    if access.is_some_and(|access| !access.write_now(record)) {
+        metrics.records_lost.inc();
+    }
+}
+
+/// A request that is neither a flow nor refused yet. If its opener goes away meanwhile, it is recorded all the same.
+pub(crate) struct Beginning<'a> {
+    /// Taken when the request has become a flow, which then has the record, or is refused.
+    pub(crate) record: Option<AccessRecord>,
+    /// Whether the record is only counted.
+    pub(crate) quiet: bool,
+    pub(crate) begun: Instant,
+    pub(crate) access: &'a AccessWriter,
+    pub(crate) metrics: &'a Metrics,
+}
+
+impl Beginning<'_> {
+    pub(crate) async fn refused(mut self, refusal: &Refusal) {
+        let Some(record) = self.record.take() else { return };
+        let mut record = record.refused(refusal.code, &refusal.reason);
         record.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.metrics.stream_ended(&record);
-        if !self.quiet && !self.access.write_now(record) {
-            self.metrics.records_lost.inc();
+        if !self.quiet {
+            self.access.write(record).await;
+        }
+    }
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        if let Some(record) = self.record.take() {
+            cancelled(record, self.begun, self.metrics, (!self.quiet).then_some(self.access));
         }
     }
 }

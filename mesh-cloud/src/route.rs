@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     directory::Directory,
-    flow::{Pending, Trail},
+    flow::{Beginning, Pending, Trail},
     live::{Lease, LiveCredentials},
     metrics::Metrics,
     peer::Peers,
@@ -160,17 +160,21 @@ impl Router {
     pub async fn open(&self, request: Request) -> Result<Pending, Refusal> {
         let begun = Instant::now();
         let mut record = self.record(&request);
-        let relayed = request.relayed;
         self.0.metrics.streams.with_label_values(&[&record.door]).inc();
+        let mut beginning = Beginning {
+            record: Some(record.clone()),
+            quiet: request.relayed,
+            begun,
+            access: &self.0.access,
+            metrics: &self.0.metrics,
+        };
         match self.begin(request, &mut record, begun).await {
-            Ok(pending) => Ok(pending),
+            Ok(pending) => {
+                beginning.record = None;
+                Ok(pending)
+            }
             Err(refusal) => {
-                let mut record = record.refused(refusal.code, &refusal.reason);
-                record.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                self.0.metrics.stream_ended(&record);
-                if !relayed {
-                    self.0.access.write(record).await;
-                }
+                beginning.refused(&refusal).await;
                 Err(refusal)
             }
         }

@@ -58,8 +58,10 @@ fn leads_to_pod<'a>(routes: impl Iterator<Item = Route<'a>>, ip: IpAddr) -> bool
     let Some(best) = routes.filter(|r| r.to.contains(ip)).max_by_key(|r| r.to.bits()) else { return false };
     let of = |kinds: &[&str]| kinds.iter().any(|kind| best.device.starts_with(kind));
     let width = if ip.is_ipv4() { 32 } else { 128 };
+    if best.to.bits() == 0 {
+        return false;
+    }
     match best.gateway {
-        _ if best.to.bits() == 0 => false,
         Some(gateway) => of(GATEWAYS) && best.to.contains(gateway),
         None => of(BRIDGES) || of(GATEWAYS) || (of(SINGLE) && best.to.bits() == width),
     }

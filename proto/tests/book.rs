@@ -1,5 +1,7 @@
 //! The address book: where names and addresses lead, and that changes one by one end where a fresh book begins.
 
+#![allow(clippy::unwrap_used, reason = "tests stop where it is wrong")]
+
 use std::net::IpAddr;
 
 use proptest::prelude::*;

@@ -152,6 +152,7 @@ impl Mesh {
     }
 
     /// Tries to open egress doors beside those of this mesh.
+    #[allow(clippy::unwrap_in_result, reason = "the result is what is tested")]
     pub(crate) fn try_doors(&self, egress: EgressConfig) -> anyhow::Result<()> {
         let identity = LiveIdentity::new(&self.ca.issue("shard/s2")).unwrap();
         let (accepting, streams) = (Tasks::new(), Tasks::new());

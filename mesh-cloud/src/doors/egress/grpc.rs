@@ -152,12 +152,9 @@ impl EgressDoor {
             return Err(CallError::Bad(frames::BadMessage::NoPacket));
         };
         let random = request.random;
-        let dialled = match self.dial_call(incoming, request, from).await? {
-            Some(dialled) => dialled,
-            None => {
-                self.turned_away("gone");
-                return Ok(());
-            }
+        let Some(dialled) = self.dial_call(incoming, request, from).await? else {
+            self.turned_away("gone");
+            return Ok(());
         };
         let (io, answer) = match dialled {
             Ok(io) => {
