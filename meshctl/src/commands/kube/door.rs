@@ -126,7 +126,9 @@ impl Door {
                 }
             }
         };
-        timeout(ANSWER, asked).await.map_err(|_| format!("the door did not answer within {}", text::span(ANSWER)))??;
+        timeout(ANSWER, asked)
+            .await
+            .map_err(|_| format!("the door did not answer within {}", text::span(ANSWER)))??;
         Ok(begun.elapsed())
     }
 }
@@ -168,7 +170,9 @@ pub(super) fn explain(node: &str, to: &HostPort, why: &str) -> Check {
         "edge-denied" => "the edge's configuration shuts kubelet out: kubelet = true, and allow for further addresses",
         "edge-offline" | "link-lost" => "the edge has lost its tunnel: its log says why",
         "target-refused" => "kubelet does not listen on that port of the machine: look at kubelet there",
-        "target-timeout" | "target-unreachable" => "the edge does not reach kubelet: look at kubelet and firewalls there",
+        "target-timeout" | "target-unreachable" => {
+            "the edge does not reach kubelet: look at kubelet and firewalls there"
+        }
         _ => "the shard's access records have the same stream with all that is known of it",
     };
     Check::fail("door", node, format!("CONNECT {to}: {why}"), remedy)
@@ -192,13 +196,15 @@ mod tests {
             socket.write_all(answer).await.unwrap();
         };
         let to = "node-1:10250".parse().unwrap();
-        tokio::join!(Door::Socket(path).dial(&to), shard).0
+        let door = Door::Socket(path);
+        tokio::join!(door.dial(&to), shard).0
     }
 
     #[tokio::test]
     async fn the_doors_own_words_are_told_with_a_remedy() {
         assert!(answered(b"HTTP/1.1 200 Connection Established\r\n\r\n").await.is_ok());
-        let refused = answered(b"HTTP/1.1 502 ambiguous node address 10.0.0.5: a, b\r\nX: y\r\n\r\nbody").await.unwrap_err();
+        let refused =
+            answered(b"HTTP/1.1 502 ambiguous node address 10.0.0.5: a, b\r\nX: y\r\n\r\nbody").await.unwrap_err();
         assert_eq!(refused, "502 ambiguous node address 10.0.0.5: a, b");
         let check = explain("node-1", &"10.0.0.5:10250".parse().unwrap(), &refused);
         assert!(check.remedy.unwrap().contains("Hostname"));

@@ -190,7 +190,10 @@ impl Facts {
     fn dialled(&self, node: &Node, edge: &EdgeView, book: &Book) -> Result<HostPort, Box<Check>> {
         let wrong = |says: String, remedy: &str| Box::new(Check::fail("address", &node.name, says, remedy));
         let Some(host) = node.dialled(&self.types) else {
-            return Err(wrong("it has no address of any type that kube-apiserver takes".into(), "give kubelet --node-ip"));
+            return Err(wrong(
+                "it has no address of any type that kube-apiserver takes".into(),
+                "give kubelet --node-ip",
+            ));
         };
         let to = HostPort::new(host, node.kubelet_port)
             .map_err(|e| wrong(e.to_string(), "kubelet's --hostname-override or --node-ip is wrong"))?;
@@ -208,8 +211,7 @@ impl Facts {
         let port = node.kubelet_port;
         let to = HostPort { host: "localhost".into(), port };
         let target = Target::Tcp { edge: edge.name.clone(), to };
-        let place =
-            Place { edge: &edge.name, site: edge.site.as_ref(), service: None, port: Some(port), labels: None };
+        let place = Place { edge: &edge.name, site: edge.site.as_ref(), service: None, port: Some(port), labels: None };
         match self.policy.decide(&Principal::Apiserver, &target, &place) {
             Decision::Allow { .. } => None,
             Decision::Deny { .. } => Some(Check::fail(
