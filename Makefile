@@ -9,7 +9,7 @@ PROGRAMS := -p control -p mesh-cloud -p mesh-edge -p meshctl -p loadtest
 SEEDS ?= 100
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test e2e e2e-kube lint fmt bench doc ci fuzz sim static build
+.PHONY: help demo test e2e e2e-kube lint deploy-check fmt bench doc ci fuzz sim static build
 
 help:
 	@echo 'make demo    a whole mesh on loopback shows what it does, and ends by itself'
@@ -17,11 +17,12 @@ help:
 	@echo 'make e2e     real OpenSSH, nginx, curl, PostgreSQL, rsync and namespaces; some of it takes root'
 	@echo 'make e2e-kube   every verb of kubectl on a real Kubernetes in namespaces; takes root, and Go once to build it'
 	@echo 'make lint    formatting, clippy, crate walls and licences, shell scripts;   make fmt formats'
+	@echo 'make deploy-check   chart, manifests, alerts and dashboard; takes Go once to build helm, and promtool'
 	@echo 'make doc     the API documentation, and whether what the documents link to and call is there'
 	@echo 'make bench   what the release build costs and moves, as a table'
 	@echo 'make static  the edge as one static binary'
 	@echo 'make sim     the simulation with more seeds (SEEDS=1000);   make fuzz fuzzes every parser (FUZZ_SECONDS=600)'
-	@echo 'make ci      what every change must pass: lint doc test e2e demo'
+	@echo 'make ci      what every change must pass: lint deploy-check doc test e2e demo'
 
 build:
 	@scripts/need cargo cc
@@ -46,8 +47,12 @@ lint:
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@"$$(scripts/need-cargo-deny)" --log-level error check bans licenses sources
 	@shellcheck -x scripts/need scripts/need-cargo-deny scripts/mesh.sh scripts/with-postgres scripts/check-docs \
-		scripts/static scripts/bench scripts/fuzz scripts/kube-binaries demo/run e2e/run e2e/lib.sh e2e/*/*.sh \
+		scripts/static scripts/bench scripts/fuzz scripts/kube-binaries scripts/check-deploy demo/run e2e/run e2e/lib.sh e2e/*/*.sh \
 		e2e/kube/lib/answer .ci/run
+
+# With the programs, so that they read what is written for them.
+deploy-check: build
+	@scripts/check-deploy
 
 fmt:
 	@cargo fmt --all
@@ -70,4 +75,4 @@ bench:
 	@cargo build --release --bins $(PROGRAMS)
 	@CAUSEWAY_BIN=$(CARGO_TARGET_DIR)/release scripts/bench
 
-ci: lint doc test e2e demo
+ci: lint deploy-check doc test e2e demo

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    future::pending,
     net::SocketAddr,
     sync::{
         Arc,
@@ -47,6 +48,8 @@ const ROUTE: Duration = Duration::from_secs(3);
 const WRITE: Duration = Duration::from_secs(5);
 /// Changes that come within this time are told together.
 const GATHER: Duration = Duration::from_millis(20);
+/// How long a peer may take to contradict the network, at least, and in round trips.
+const CONTRADICT: (Duration, u32) = (Duration::from_millis(250), 2);
 /// How long resolving a peer's name may take.
 const RESOLVE: Duration = Duration::from_secs(3);
 
@@ -309,6 +312,10 @@ impl Keeper {
             biased;
             () = tasks.stopping() => {}
             end = ended.ended() => tracing::info!(cause = %end.cause, "the link to a peer ended"),
+            () = nobody_listens(link) => {
+                tracing::info!("the host of a peer says that nobody listens there any more");
+                link.close(CloseCode::Done, "");
+            }
             told = telling => if let Err(error) = told {
                 tracing::warn!(%error, "a peer does not listen");
             },
@@ -419,6 +426,24 @@ impl Voice {
             self.say(ShardToShard::Announced(services)).await?;
         }
         Ok(())
+    }
+}
+
+/// Waits until the network has said twice that nobody listens there, and the peer has not contradicted it: streams that
+/// it might have passed on need not wait for the end of a silence.
+async fn nobody_listens(link: &Link) {
+    let Some(mut signs) = link.signs() else { return pending().await };
+    loop {
+        let first = signs.borrow_and_update().refused;
+        // The link holds the sender.
+        if signs.changed().await.is_err() {
+            return pending().await;
+        }
+        let (received, patience) = (link.stats().received_bytes, CONTRADICT.0.max(link.rtt() * CONTRADICT.1));
+        sleep(patience).await;
+        if signs.borrow().refused >= first + 2 && link.stats().received_bytes == received {
+            return;
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod completions;
 pub(crate) mod dev;
 pub(crate) mod edge;
 pub(crate) mod forward;
+pub(crate) mod kube;
 pub(crate) mod login;
 pub(crate) mod ping;
 pub(crate) mod policy;
@@ -51,6 +52,7 @@ pub(crate) enum Command {
     User(user::UserArgs),
     Policy(policy::PolicyArgs),
     Ssh(ssh::SshArgs),
+    Kube(kube::KubeArgs),
     Proxy(proxy::ProxyArgs),
     Forward(forward::ForwardArgs),
     Ping(ping::PingArgs),
@@ -75,6 +77,7 @@ impl Command {
             Self::User(args) => user::run(context, args).await,
             Self::Policy(args) => policy::run(context, args).await,
             Self::Ssh(args) => ssh::run(context, args),
+            Self::Kube(args) => kube::run(context, args).await,
             Self::Proxy(args) => proxy::run(context, &args).await,
             Self::Forward(args) => forward::run(context, args).await,
             Self::Ping(args) => ping::run(context, &args).await,

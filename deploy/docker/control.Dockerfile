@@ -1,0 +1,13 @@
+# Control alone:
+#   docker build -f deploy/docker/control.Dockerfile -t causeway-control .
+FROM docker.io/library/rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
+    CARGO_TARGET_DIR=/src/target cargo build --release --locked -p control --bin mesh-control && \
+    mkdir /out && cp target/release/mesh-control /out/
+
+# glibc and nothing else: no shell, no package manager.
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /out/ /usr/local/bin/
+ENTRYPOINT ["mesh-control"]
