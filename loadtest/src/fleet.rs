@@ -1,13 +1,15 @@
 //! A fleet: control, shards and edges as real processes on loopback, in a temporary folder, and people who load them
 //! from this process. Everything that was started ends with the run, whatever becomes of it.
 
-use std::{net::SocketAddr, os::unix::fs::PermissionsExt, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, net::SocketAddr, os::unix::fs::PermissionsExt, process::ExitCode, sync::Arc, time::Duration,
+};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use parking_lot::Mutex;
 use proto::{
     api::{ADMIN_GROUP, EdgeView, TokenCreated, TokenKind, TokenRequest},
-    id::EdgeId,
+    id::{EdgeId, ShardId},
     join::JoinLine,
     policy::{Ports, Rule},
     ring::{Ring, RingSpec},
@@ -48,6 +50,8 @@ const ASK: Duration = Duration::from_millis(300);
 pub(crate) const RETIRED: Duration = Duration::from_secs(15);
 /// How long a process may take to start.
 const START: Duration = Duration::from_secs(30);
+/// Fewer edges than this are not worth another process.
+const MANY: usize = 50;
 /// Edges with a new tunnel that are not yet listened to.
 const UPS: usize = 65_536;
 /// How long tokens are good, in seconds.
@@ -58,7 +62,7 @@ const TOKEN_LIFE: u32 = 3600;
 pub(crate) struct Plan {
     /// Shards at the beginning.
     pub(crate) shards: usize,
-    /// Edges, in as many processes as there are processors.
+    /// Edges, those of each shard in processes of their own.
     pub(crate) edges: usize,
     /// Users who share the load.
     pub(crate) users: usize,
@@ -253,23 +257,26 @@ impl Fleet {
     /// Starts so many more edges, and waits until all of them are connected.
     pub(crate) async fn add_edges(&mut self, prefix: &str, count: usize) -> anyhow::Result<()> {
         let line = self.join_line(TokenKind::Edge, None, count.max(1)).await?;
-        let processes = std::thread::available_parallelism().map_or(1, usize::from).min(count.div_ceil(50));
-        let mut first = 0;
-        for number in 0..processes {
-            let share = (count - first) / (processes - number);
-            let name = format!("{prefix}s-{number}");
-            self.edges.push(Edges::start(
-                (&name, prefix),
-                first..first + share,
-                &line,
-                self.say_up.clone(),
-                (self.folder.path(), &self.tasks),
-            )?);
-            first += share;
+        let names =
+            (0..count).map(|number| format!("{prefix}-{number}").parse()).collect::<Result<Vec<EdgeId>, _>>()?;
+        // Edges are machines of their own: those that lose their shard must not take time from those that do not, so
+        // that the edges of each shard are in processes of their own.
+        let mut homes: BTreeMap<ShardId, Vec<EdgeId>> = BTreeMap::new();
+        let ring = self.whole_ring().await?;
+        for edge in &names {
+            let owner = ring.owner(edge).context("the ring has no members")?;
+            homes.entry(owner.shard.clone()).or_default().push(edge.clone());
         }
-        for number in 0..count {
-            self.names.push(format!("{prefix}-{number}").parse()?);
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let each = processors.div_ceil(homes.len().max(1));
+        for (shard, home) in homes {
+            for (number, part) in home.chunks(home.len().div_ceil(each).max(MANY)).enumerate() {
+                let name = format!("{prefix}s-{shard}-{number}");
+                let beside = (self.folder.path(), &self.tasks);
+                self.edges.push(Edges::start(&name, part, &line, self.say_up.clone(), beside)?);
+            }
         }
+        self.names.extend(names);
         let within = START + Duration::from_millis(20) * u32::try_from(count)?;
         until("all edges are connected", within, async || {
             self.edges.iter_mut().try_for_each(Edges::check)?;
@@ -277,6 +284,17 @@ impl Fleet {
         })
         .await?;
         Ok(())
+    }
+
+    /// The ring, once all shards are in it.
+    async fn whole_ring(&self) -> anyhow::Result<Ring> {
+        let (mut ring, members) = (Ring::default(), self.shards.len());
+        until("all shards are in the ring", START, async || {
+            ring = Ring::new(self.api()?.get("/v1/ring").await?);
+            Ok(ring.len() == members)
+        })
+        .await?;
+        Ok(ring)
     }
 
     /// How many edges say that they are connected.

@@ -6,8 +6,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use parking_lot::RwLock;
 use proto::{id::EdgeId, identity::Role, join::CaHash};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig,
-    SignatureScheme,
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature},
     server::danger::{ClientCertVerified, ClientCertVerifier},
@@ -21,10 +21,13 @@ use crate::{
     identity::{self, Credentials, IdentityError},
 };
 
-/// The cryptography of the mesh: aws-lc-rs with X25519MLKEM768 preferred.
+/// The cryptography of the mesh: aws-lc-rs with X25519MLKEM768 preferred, and AES-128 with SHA-256, for which processors
+/// have instructions where they have none for SHA-384.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
 }
 
 /// The roots that are trusted now. Clones share them, so that a rotation reaches every listener and dialer at once.

@@ -1,6 +1,6 @@
 //! A process with many edges: this very program, as `mesh-loadtest edges`.
 
-use std::{ops::Range, path::Path};
+use std::path::Path;
 
 use proto::{id::EdgeId, join::JoinLine};
 use runtime::shutdown::Tasks;
@@ -23,18 +23,19 @@ pub(crate) struct Edges {
 }
 
 impl Edges {
-    /// Starts it with edges `PREFIX-N` for each number. Later on, an edge that has a new tunnel goes into `up`, as long
+    /// Starts it with these edges. Later on, an edge that has a new tunnel goes into `up`, as long
     /// as there is room.
     pub(crate) fn start(
-        (name, prefix): (&str, &str),
-        numbers: Range<usize>,
+        name: &str,
+        edges: &[EdgeId],
         line: &JoinLine,
         up: mpsc::Sender<EdgeId>,
         (folder, tasks): (&Path, &Tasks),
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["edges", "--follow", "--prefix", prefix]);
-        command.args(["--first", &numbers.start.to_string(), "--count", &numbers.len().to_string()]);
+        let names = folder.join(format!("{name}.names"));
+        std::fs::write(&names, edges.iter().map(|edge| format!("{edge}\n")).collect::<String>())?;
+        command.args(["edges", "--follow", "--names"]).arg(names);
         command.env("CAUSEWAY_JOIN", line.reveal());
         // Each socket has 3 MiB of room for what arrives at once, hardly any of which is ever touched; glibc would soon
         // give it memory that was used before, and clear it. With this it stays address space.

@@ -49,6 +49,9 @@ pub(crate) struct EdgesArgs {
     /// Number of the first one
     #[arg(long, default_value_t = 0)]
     first: usize,
+    /// A file with the names of those to run, a line each, instead of a prefix and numbers
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["count", "first", "prefix"])]
+    names: Option<PathBuf>,
     /// Where they keep their identities; in memory if it is not given
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
@@ -70,15 +73,26 @@ pub(crate) struct EdgesArgs {
     json: bool,
 }
 
+impl EdgesArgs {
+    fn names(&self) -> anyhow::Result<Vec<EdgeId>> {
+        let Some(file) = &self.names else {
+            let numbers = self.first..self.first + self.count;
+            return Ok(numbers.map(|number| format!("{}-{number}", self.prefix).parse()).collect::<Result<_, _>>()?);
+        };
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        Ok(text.lines().map(str::parse).collect::<Result<_, _>>()?)
+    }
+}
+
 /// Enrols and runs them; prints `connected=N` when all of them are, and ends with a signal.
 pub(crate) async fn run(args: EdgesArgs) -> anyhow::Result<()> {
-    telemetry::init(&LogConfig { level: args.log, ..LogConfig::default() })?;
+    telemetry::init(&LogConfig { level: args.log.clone(), ..LogConfig::default() })?;
     let line = Arc::new(enrol::read_line(args.join.as_deref())?);
     let begun = Instant::now();
     let tasks = Tasks::new();
-    let (permits, mut starting) = (Arc::new(Semaphore::new(args.at_once.into())), Vec::with_capacity(args.count));
-    for number in args.first..args.first + args.count {
-        let name: EdgeId = format!("{}-{number}", args.prefix).parse()?;
+    let names = args.names()?;
+    let (permits, mut starting) = (Arc::new(Semaphore::new(args.at_once.into())), Vec::with_capacity(names.len()));
+    for name in names {
         let dir = args.dir.as_ref().map(|dir| dir.join(name.as_str()));
         let (permits, line, inner) = (Arc::clone(&permits), Arc::clone(&line), tasks.clone());
         starting.push(tasks.spawn(async move {

@@ -106,12 +106,13 @@ async fn measure(fleet: &mut Fleet, args: &KillArgs) -> anyhow::Result<Report> {
         through: Some(survivors.clone()),
     };
     let load = fleet.load(plan).await?;
-    let quiet = Instant::now();
+    let (quiet, rested) = (Instant::now(), fleet.cpu());
     sleep(Duration::from_secs_f64(args.before)).await;
     fleet.note(format_args!("{} dies with {} edges", fleet.shards[victim].name, lost.len()));
     // What came up before is of no interest.
     while fleet.up.try_recv().is_ok() {}
     let (died, cpu) = (Instant::now(), fleet.cpu());
+    let before = cpu.since(&rested);
     if args.silent {
         fleet.shards[victim].signal(Signal::STOP)?;
     } else {
@@ -120,7 +121,7 @@ async fn measure(fleet: &mut Fleet, args: &KillArgs) -> anyhow::Result<Report> {
     let count = lost.len();
     let aftermath = watch(fleet, lost, &Arc::new(survivors), died).await?;
     sleep_until(died + AFTERMATH).await;
-    let used = fleet.cpu().since(&cpu);
+    let used = format!("{before}; {}", fleet.cpu().since(&cpu));
     report(args, fleet, &aftermath, count, (load, quiet, died, used)).await
 }
 
@@ -231,7 +232,7 @@ async fn report(
     report.note("requests to lost edges that broke", aftermath.broken);
     report.note("new streams to others before", before);
     report.note("new streams to others after", after);
-    report.note("processors after", used);
+    report.note("processors before; after", used);
     report.note("edges connected at the end", fleet.connected());
     outcomes.tell(&mut report);
     report.field("back_5s", back(5));

@@ -246,6 +246,7 @@ pub(super) fn refused(edge: &EdgeId, port: u16, code: RefuseCode, reason: &str) 
         ),
         RefuseCode::EdgeOffline
         | RefuseCode::LinkLost
+        | RefuseCode::NotReady
         | RefuseCode::EdgeUnknown
         | RefuseCode::ServiceUnknown
         | RefuseCode::PolicyDenied
