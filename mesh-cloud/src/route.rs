@@ -1,8 +1,8 @@
 //! Where a stream goes: who asks, may they, which edge, is it here, and if not, which shard has it.
 //!
 //! The one way from a door to an edge. It never dials anything itself: what is not reached through a tunnel is not
-//! reached. An edge that is not here is asked for at the shards where it may be ([`search`]), and so is one that announces
-//! a service ([`service`]). What cannot be known now is waited for a moment, and then said as it is: an edge is called
+//! reached. An edge that is not here is asked for at the shards where it may be (`search`), and so is one that announces
+//! a service (`service`). What cannot be known now is waited for a moment, and then said as it is: an edge is called
 //! offline only by those who know.
 
 use std::{sync::Arc, time::Duration};
