@@ -34,6 +34,7 @@ pub struct ShardConfig {
     /// Where traffic enters.
     pub doors: DoorsConfig,
     /// `/livez`, `/readyz` and `/metrics`; `none` turns them off. `[::1]:7484`.
+    #[serde(deserialize_with = "address_or_none")]
     pub admin: Option<SocketAddr>,
     /// Where access records go: `"stdout"`, `"off"`, or `{ file = "/path" }`.
     pub access: AccessLog,
@@ -94,17 +95,20 @@ impl Default for ShardConfig {
     }
 }
 
-/// The doors. One without an address is shut.
+/// The doors. One whose address is `none` is shut.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DoorsConfig {
     /// HTTP CONNECT and absolute-form HTTP, with or without TLS. `[::]:7480`.
+    #[serde(deserialize_with = "address_or_none")]
     pub proxy: Option<SocketAddr>,
     /// Whether the proxy door takes tokens without TLS from other machines than this one. `false`.
     pub proxy_plain: bool,
     /// Services by the Host header. `[::]:7481`.
+    #[serde(deserialize_with = "address_or_none")]
     pub http: Option<SocketAddr>,
     /// Services by TLS' server name. `[::]:7482`.
+    #[serde(deserialize_with = "address_or_none")]
     pub https: Option<SocketAddr>,
     /// Single ports that lead to single targets.
     pub tcp: Vec<TcpDoorConfig>,
@@ -199,6 +203,20 @@ fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: Display>>(deserializ
     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
+/// An address with a port, or `none`.
+fn address_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "none" {
+        return Ok(None);
+    }
+    let wrong = |_| {
+        serde::de::Error::custom(format!(
+            "{text:?} is neither an address with a port, like \"[::]:7480\", nor \"none\""
+        ))
+    };
+    text.parse().map(Some).map_err(wrong)
+}
+
 fn target<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
@@ -235,5 +253,21 @@ impl Default for LimitsConfig {
             streams_per_user: 16_384,
             streams_per_peer: 65_536,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_door_is_open_where_it_is_by_default_elsewhere_or_not_at_all() {
+        let parse = |text: &str| runtime::config::parse::<ShardConfig>("shard.toml", text, &[]);
+        let config = parse("admin = 'none'\n[doors]\nproxy = 'none'\nhttp = '127.0.0.1:80'\n").unwrap();
+        assert_eq!((config.admin, config.doors.proxy), (None, None));
+        assert_eq!(config.doors.http.unwrap().port(), 80);
+        assert_eq!(config.doors.https, DoorsConfig::default().https);
+        let error = parse("[doors]\nhttp = 'off'\n").unwrap_err().to_string();
+        assert!(error.contains("neither an address") && error.contains("shard.toml:2:8"), "{error}");
     }
 }

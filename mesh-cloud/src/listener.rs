@@ -1,6 +1,10 @@
 //! Who comes over QUIC: edges with their tunnels, people's tools with their streams, other shards with what they pass on.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use proto::{
     ALPN_PEER,
@@ -34,6 +38,7 @@ use crate::{
     directory::Directory,
     fair::{Arrivals, Share, UserShares},
     live::Lease,
+    metrics::Metrics,
     peer::hear::Hearing,
     registry::{Registered, Registry},
     route::{Request, Router},
@@ -82,6 +87,22 @@ pub struct Reception {
 
 /// Who waits for a handshake, in the order of coming.
 type Queue = VecDeque<(Arriving, Instant)>;
+
+/// A tunnel that waits for its last streams to end, counted until dropped.
+struct Leaving(Arc<Metrics>);
+
+impl Leaving {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.tunnels_leaving.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.tunnels_leaving.dec();
+    }
+}
 
 /// Lets streams go before handshakes, each of which takes as much of a core as a hundred small requests: waits until
 /// everything else that is ready has had its turn, and that did not take long.
@@ -334,9 +355,13 @@ impl Reception {
             link: handle.link.clone(),
         };
         let opening = opener.run(tasks);
+        let leaving = OnceLock::new();
         let notify = |notice| match notice {
             Notice::Announced(services) => registered.announce(services),
-            Notice::Leaving => registered.leave(),
+            Notice::Leaving => {
+                leaving.get_or_init(|| Leaving::new(Arc::clone(self.router.metrics())));
+                registered.leave();
+            }
         };
         let serving = session.serve(notify, &self.renewals, lease.ended());
         tokio::pin!(serving);

@@ -12,6 +12,8 @@ use runtime::access::AccessRecord;
 pub struct Metrics {
     /// Edges that are connected.
     pub tunnels: IntGauge,
+    /// Those among them whose edge has its tunnel elsewhere by now: they end with their streams.
+    pub tunnels_leaving: IntGauge,
     /// People's links that are open.
     pub user_links: IntGauge,
     /// Links that were let in or not, by outcome.
@@ -97,6 +99,7 @@ impl Metrics {
         registry.register(Box::new(open_seconds.clone()))?;
         Ok(Self {
             tunnels: gauge("tunnels", "Edges that are connected.")?,
+            tunnels_leaving: gauge("tunnels_leaving", "Tunnels that only wait for their last streams to end.")?,
             user_links: gauge("user_links", "Links of people's tools that are open.")?,
             arrivals: counters("arrivals_total", "Links that wanted in, by outcome.", &["outcome"])?,
             session_ends: counters("session_ends_total", "Sessions of edges that ended, by cause.", &["cause"])?,

@@ -206,6 +206,14 @@ impl Router {
         Ok(Pending { stream, trail, routed })
     }
 
+    /// Waits for a moment until it is known who people are.
+    ///
+    /// # Errors
+    /// If control has still not been heard.
+    pub async fn knows_people(&self) -> Result<(), Refusal> {
+        self.first_word(Instant::now() + FIRST_WORD).await
+    }
+
     /// Waits until control has been heard: before, nobody is known here and nothing is allowed.
     async fn first_word(&self, until: Instant) -> Result<(), Refusal> {
         loop {

@@ -60,7 +60,7 @@ pub(crate) async fn run(args: OutageArgs) -> anyhow::Result<ExitCode> {
 struct Seen {
     epochs: BTreeMap<String, u64>,
     backwards: Vec<String>,
-    /// Since when there are more tunnels than edges.
+    /// Since when there are more tunnels that answer than edges.
     double_since: Option<Instant>,
     double: u64,
     unanswered: usize,
@@ -70,19 +70,22 @@ struct Seen {
 impl Seen {
     fn look(&mut self, figures: &[(String, Option<Figures>)], edges: u64) {
         self.looks += 1;
-        let mut tunnels = 0;
+        let (mut tunnels, mut leaving) = (0, 0);
         for (shard, figures) in figures {
             let Some(figures) = figures else {
                 self.unanswered += 1;
                 continue;
             };
+            // A tunnel that an edge has left for another one answers nobody; it waits for its last streams to end.
             tunnels += figures.count("mesh_shard_tunnels").unwrap_or_default();
+            leaving += figures.count("mesh_shard_tunnels_leaving").unwrap_or_default();
             let epoch = figures.count("mesh_shard_ring_epoch").unwrap_or_default();
             let before = self.epochs.insert(shard.clone(), epoch).unwrap_or_default();
             if epoch < before {
                 self.backwards.push(format!("{shard}: from {before} to {epoch}"));
             }
         }
+        let tunnels = tunnels - leaving.min(tunnels);
         if tunnels <= edges {
             self.double_since = None;
         } else if self.double_since.get_or_insert_with(Instant::now).elapsed() > MOVING {

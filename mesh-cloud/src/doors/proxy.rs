@@ -156,6 +156,7 @@ impl Visit {
 
     async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, Answer> {
         let destination = Destination::of(&request)?;
+        self.door.router.knows_people().await?;
         let state = self.door.router.state();
         let caller = self.peer.caller(request.headers(), &state)?;
         let target = destination.target(&self.door.domain, &state)?;

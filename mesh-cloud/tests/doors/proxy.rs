@@ -1,7 +1,8 @@
 //! The proxy door.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use mesh_cloud::state::MeshState;
 use proto::identity::Role;
 use runtime::tls::{self, LiveIdentity, MeshVerifier};
 use tokio::{
@@ -112,6 +113,21 @@ async fn every_refusal_says_why_and_what_to_do() {
         }
         assert!(answer.ends_with('\n') && !answer.contains("alice-token"), "{what}");
     }
+}
+
+#[tokio::test]
+async fn whoever_comes_before_control_was_heard_waits_for_its_word_and_is_not_a_stranger() {
+    let mesh = Mesh::start(&[]).await;
+    let stage = Stage::new().await;
+    let known = mesh.state.send_replace(Arc::new(MeshState::default()));
+    let coming = connected(&mesh, stage.port());
+    tokio::pin!(coming);
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut coming).await;
+    assert!(early.is_err(), "nobody can be told yet whether they are known");
+    mesh.state.send_replace(known);
+    let mut tunnel = coming.await;
+    stage.enter().await.say("hello").await;
+    tunnel.hear("hello").await;
 }
 
 #[tokio::test]
