@@ -126,8 +126,7 @@ fn main() -> ExitCode {
     } else {
         tokio::runtime::Builder::new_current_thread()
     };
-    // Many edges in one process, or many users: none is to wait for a crowd of others before its socket is looked at.
-    let runtime = runtime.worker_threads(1).enable_all().event_interval(8).build();
+    let runtime = runtime.worker_threads(1).enable_all().build();
     let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(args.command)));
     match done {
         Ok(code) => code,

@@ -8,9 +8,6 @@ use mesh_cloud::{config::ShardConfig, enrol};
 use proto::join::JoinLine;
 use runtime::{config, shutdown, shutdown::Tasks, telemetry};
 
-/// Tasks that run between two looks at the sockets. tokio's 61 would be a tenth of a second of handshakes.
-const EVENTS: u32 = 8;
-
 /// A shard of the mesh: accepts the tunnels of edges and opens doors to them.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-cloud", version, after_help = EXAMPLES)]
@@ -65,7 +62,7 @@ fn command() -> anyhow::Result<()> {
     }
     telemetry::init(&config.log)?;
     shutdown::raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(EVENTS).build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match args.command.unwrap_or(Command::Run) {
             Command::Join { file } => enrol::join(&config, &join_line(file)?).await,
