@@ -19,7 +19,7 @@ use runtime::{
     access::{AccessLog, AccessWriter},
     admin::Ready,
     identity::IdentityDir,
-    link::quic::{Dialer, Listener},
+    link::{listen::Listener, quic::Dialer},
     shutdown::Tasks,
     tls::LiveIdentity,
 };

@@ -27,7 +27,8 @@ use runtime::{
     frames::FrameReader,
     link::{
         Link, Stream,
-        quic::{Dialer, Listener},
+        listen::Listener,
+        quic::Dialer,
     },
 };
 use sim::{play, seeds};

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{api::ShardState, code::CloseCode, id::ShardId, message::ShardToEdge, ring::Ring};
-use runtime::{admin::ReadyPart, link::quic::Listener, shutdown::Tasks};
+use runtime::{admin::ReadyPart, link::listen::Listener, shutdown::Tasks};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout, timeout_at},

@@ -19,7 +19,8 @@ use runtime::{
     identity::IdentityDir,
     link::{
         Link,
-        quic::{self, Dialer, LinkLimits, Listener},
+        listen::Listener,
+        quic::{self, Dialer, LinkLimits},
     },
     shutdown::Tasks,
     tls::{LiveIdentity, MeshVerifier, TrustBundle, client_config, server_config},

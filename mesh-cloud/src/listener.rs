@@ -22,7 +22,7 @@ use runtime::{
     frames::FrameReader,
     link::{
         Link, LinkEnd, Stream,
-        quic::{Arriving, Listener},
+        listen::{Arriving, Listener},
     },
     shutdown::Tasks,
 };

@@ -69,6 +69,12 @@ impl Tasks {
         self.tracker.len()
     }
 
+    /// Waits for every task, however long it takes, without asking it to stop.
+    pub async fn ended(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
     /// Waits for every task, without asking it to stop. Returns how many still run at the deadline; 0 is a clean end.
     pub async fn finished(&self, deadline: Duration) -> usize {
         self.tracker.close();

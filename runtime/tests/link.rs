@@ -16,7 +16,8 @@ use proto::{ALPN_MESH, identity::Role};
 use runtime::{
     link::{
         EndCause, Link, Stream,
-        quic::{self, Dialer, LinkLimits, Listener},
+        listen::Listener,
+        quic::{self, Dialer, LinkLimits},
     },
     tls::{LiveIdentity, MeshVerifier, client_config, server_config, testing::TestCa},
 };

@@ -13,7 +13,8 @@ use proto::{ALPN_MESH, code::ResetCode, identity::Role};
 use runtime::{
     link::{
         Link, Stream, StreamError,
-        quic::{self, Dialer, LinkLimits, Listener},
+        listen::Listener,
+        quic::{self, Dialer, LinkLimits},
     },
     splice::{Broken, IoEnd, Meter, TcpEnd, splice},
     tls::{LiveIdentity, MeshVerifier, client_config, server_config, testing::TestCa},

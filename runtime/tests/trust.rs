@@ -12,7 +12,8 @@ use runtime::{
     identity::Credentials,
     link::{
         EndCause, Link, LinkEnd,
-        quic::{self, Dialer, LinkLimits, Listener},
+        listen::Listener,
+        quic::{self, Dialer, LinkLimits},
     },
     tls::{LiveIdentity, MeshVerifier, TrustBundle, client_config, server_config, testing::TestCa},
 };

@@ -23,7 +23,10 @@ use runtime::{
     admin::Ready,
     clock,
     identity::Credentials,
-    link::quic::{self, Dialer, Listener},
+    link::{
+        listen::Listener,
+        quic::{self, Dialer},
+    },
     shutdown::Tasks,
     tls::{LiveIdentity, TrustBundle},
 };

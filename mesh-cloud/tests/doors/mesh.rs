@@ -36,7 +36,8 @@ use runtime::{
     frames::FrameReader,
     link::{
         Link, Stream,
-        quic::{self, Dialer, LinkLimits, Listener},
+        listen::Listener,
+        quic::{self, Dialer, LinkLimits},
     },
     shutdown::Tasks,
     splice::{Meter, TcpEnd, splice},

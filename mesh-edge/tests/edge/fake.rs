@@ -27,7 +27,8 @@ use runtime::{
     identity::{Credentials, IdentityDir},
     link::{
         Link, LinkEnd, RecvHalf, SendHalf, Stream,
-        quic::{self, Dialer, LinkLimits, Listener},
+        listen::Listener,
+        quic::{self, Dialer, LinkLimits},
     },
     shutdown::Tasks,
     tls::{self, LiveIdentity, MeshVerifier, testing::TestCa},

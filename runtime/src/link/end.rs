@@ -1,6 +1,6 @@
 //! Why a link ended or never began, classified: the class decides what to do next, the detail is for people.
 
-use std::fmt;
+use std::{fmt, io};
 
 use proto::code::CloseCode;
 use quinn::ConnectionError;
@@ -31,6 +31,8 @@ pub enum EndCause {
     PeerRestarted,
     /// This host has no route, or no right to send.
     NoRoute,
+    /// The proxy in between does not let us through.
+    ProxyRefused,
     /// The address has no such name.
     NameUnknown,
     /// The peer's certificate is not from our CA.
@@ -45,7 +47,7 @@ pub enum EndCause {
     Expired,
     /// The peer speaks another version of the protocol.
     NoCommonVersion,
-    /// Anything else that QUIC or TLS did not like.
+    /// Anything else that QUIC, TLS or yamux did not like.
     Transport,
 }
 
@@ -60,6 +62,7 @@ impl EndCause {
             Self::NobodyListens => "nobody-listens",
             Self::PeerRestarted => "peer-restarted",
             Self::NoRoute => "no-route",
+            Self::ProxyRefused => "proxy-refused",
             Self::NameUnknown => "name-unknown",
             Self::WrongCa => "wrong-ca",
             Self::PeerExpired => "peer-expired",
@@ -78,11 +81,14 @@ impl EndCause {
             Self::Local => "Closed by this side.",
             Self::Closed(code) => code.sentence(),
             Self::TimedOut => {
-                "No answer: the address is wrong, the other side is down, or a firewall drops UDP to that port."
+                "No answer: the address is wrong, the other side is down, or a firewall drops what goes to that port."
             }
-            Self::NobodyListens => "Nothing listens on that UDP port.",
+            Self::NobodyListens => "Nothing listens on that port.",
             Self::PeerRestarted => "The other side restarted.",
             Self::NoRoute => "This machine has no route there.",
+            Self::ProxyRefused => {
+                "The HTTP proxy in between does not let this machine through: look at its rules, and at `proxy` in the configuration."
+            }
             Self::NameUnknown => "The name cannot be resolved.",
             Self::WrongCa => {
                 "The other side's certificate is from another CA: this is another mesh, or something in between opens the connection."
@@ -96,7 +102,7 @@ impl EndCause {
                 "This machine's certificate has expired: enrol again with a new join line, and look at its clock."
             }
             Self::NoCommonVersion => "The two sides have no protocol version in common: update the older one.",
-            Self::Transport => "The connection broke the rules of QUIC or TLS.",
+            Self::Transport => "The connection broke the rules of QUIC, TLS or yamux, or something in between did.",
         }
     }
 }
@@ -120,6 +126,16 @@ impl LinkEnd {
         if let EndCause::Closed(code) = self.cause { Some(code) } else { None }
     }
 
+    /// What the peer closed it with.
+    pub(super) fn closed(number: u32, reason: &[u8]) -> Self {
+        let detail = String::from_utf8_lossy(reason).chars().take(1024).collect::<String>();
+        match CloseCode::from_number(number) {
+            Some(code) if detail.is_empty() => Self::new(EndCause::Closed(code), code.sentence()),
+            Some(code) => Self::new(EndCause::Closed(code), detail),
+            None => Self::new(EndCause::Closed(CloseCode::ProtocolError), format!("code {number}: {detail}")),
+        }
+    }
+
     pub(super) fn from_connection(error: &ConnectionError) -> Self {
         let cause = match error {
             ConnectionError::LocallyClosed => EndCause::Local,
@@ -129,12 +145,7 @@ impl LinkEnd {
             ConnectionError::CidsExhausted => EndCause::Transport,
             ConnectionError::ApplicationClosed(close) => {
                 let number = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
-                let detail = String::from_utf8_lossy(&close.reason).chars().take(1024).collect::<String>();
-                return match CloseCode::from_number(number) {
-                    Some(code) if detail.is_empty() => Self::new(EndCause::Closed(code), code.sentence()),
-                    Some(code) => Self::new(EndCause::Closed(code), detail),
-                    None => Self::new(EndCause::Closed(CloseCode::ProtocolError), format!("code {number}: {detail}")),
-                };
+                return Self::closed(number, &close.reason);
             }
             ConnectionError::TransportError(e) => alert_cause(e.code, Side::Ours),
             ConnectionError::ConnectionClosed(close) => alert_cause(close.error_code, Side::Theirs),
@@ -159,8 +170,12 @@ fn alert_cause(code: quinn::TransportErrorCode, found_by: Side) -> EndCause {
     let Some(alert) = u64::from(code).checked_sub(0x100).and_then(|a| u8::try_from(a).ok()) else {
         return EndCause::Transport;
     };
+    of_alert(AlertDescription::from(alert), found_by)
+}
+
+fn of_alert(alert: AlertDescription, found_by: Side) -> EndCause {
     #[allow(clippy::wildcard_enum_match_arm, reason = "the list of alerts is open")]
-    match (AlertDescription::from(alert), found_by) {
+    match (alert, found_by) {
         (AlertDescription::UnknownCA, Side::Ours) => EndCause::WrongCa,
         (AlertDescription::UnknownCA, Side::Theirs) => EndCause::Distrusted,
         (AlertDescription::CertificateExpired, Side::Ours) => EndCause::PeerExpired,
@@ -169,6 +184,40 @@ fn alert_cause(code: quinn::TransportErrorCode, found_by: Side) -> EndCause {
         (AlertDescription::BadCertificate | AlertDescription::CertificateUnknown, Side::Theirs) => EndCause::Distrusted,
         (AlertDescription::CertificateRequired, _) => EndCause::Distrusted,
         (AlertDescription::NoApplicationProtocol, _) => EndCause::NoCommonVersion,
+        _ => EndCause::Transport,
+    }
+}
+
+/// Why a TCP connection, or TLS on it, failed.
+pub(super) fn from_io(error: &io::Error) -> LinkEnd {
+    if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        return LinkEnd::new(of_tls(tls), error.to_string());
+    }
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the list of kinds is open")]
+    let cause = match error.kind() {
+        io::ErrorKind::ConnectionRefused => EndCause::NobodyListens,
+        io::ErrorKind::TimedOut => EndCause::TimedOut,
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::AddrNotAvailable
+        | io::ErrorKind::PermissionDenied => EndCause::NoRoute,
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::UnexpectedEof => EndCause::PeerRestarted,
+        _ => EndCause::Transport,
+    };
+    LinkEnd::new(cause, error.to_string())
+}
+
+fn of_tls(error: &rustls::Error) -> EndCause {
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the list of errors is open")]
+    match error {
+        rustls::Error::AlertReceived(alert) => of_alert(*alert, Side::Theirs),
+        rustls::Error::InvalidCertificate(why) => of_alert(AlertDescription::from(why.clone()), Side::Ours),
+        rustls::Error::NoCertificatesPresented => of_alert(AlertDescription::CertificateRequired, Side::Ours),
+        rustls::Error::NoApplicationProtocol => EndCause::NoCommonVersion,
         _ => EndCause::Transport,
     }
 }

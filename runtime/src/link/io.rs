@@ -4,12 +4,12 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Stream;
+use super::{Stream, StreamError};
 
 /// A stream that reads and writes. Shutting it down ends the sending direction cleanly; dropping it before that resets.
 #[derive(Debug)]
@@ -29,24 +29,24 @@ impl StreamIo {
     }
 }
 
+fn broken(error: StreamError) -> io::Error {
+    let kind = match &error {
+        StreamError::Reset(_) => io::ErrorKind::ConnectionReset,
+        StreamError::Link(_) => io::ErrorKind::NotConnected,
+        StreamError::Ended => io::ErrorKind::BrokenPipe,
+    };
+    io::Error::new(kind, error)
+}
+
 impl AsyncRead for StreamIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let recv = &mut self.0.recv;
-        if !recv.head.is_empty() {
-            let len = out.remaining().min(recv.head.len());
-            out.put_slice(&recv.head.split_to(len));
-            return Poll::Ready(Ok(()));
-        }
-        let (before, room) = (out.filled().len(), out.remaining());
-        let result = ready!(Pin::new(&mut recv.inner).poll_read(cx, out));
-        recv.ended |= result.is_err() || (room > 0 && out.filled().len() == before);
-        Poll::Ready(result)
+        self.0.recv.poll_read(cx, out).map_err(broken)
     }
 }
 
 impl AsyncWrite for StreamIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.send.inner).poll_write(cx, data).map_err(io::Error::from)
+        self.0.send.poll_write(cx, data).map_err(broken)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -54,7 +54,7 @@ impl AsyncWrite for StreamIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.0.send.ended {
+        if !self.0.send.has_ended() {
             self.0.send.finish();
         }
         Poll::Ready(Ok(()))

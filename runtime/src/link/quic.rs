@@ -1,4 +1,4 @@
-//! The QUIC carrier: endpoints, their limits, dialing and accepting.
+//! The QUIC carrier: endpoints, their limits, and dialing.
 
 use std::{
     io,
@@ -86,7 +86,7 @@ const INITIAL_MTU: u16 = 1200;
 
 impl LinkLimits {
     /// Streams that may each hold their whole window before they hold three quarters of the link's.
-    const fn stalled_streams(&self) -> usize {
+    pub(super) const fn stalled_streams(&self) -> usize {
         (self.link_window / 4 * 3 / self.stream_window) as usize
     }
 
@@ -153,126 +153,6 @@ pub fn known_endpoint(reset_key: &[u8]) -> EndpointConfig {
     let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
     endpoint.cid_generator(|| Box::new(RandomIds)).min_reset_interval(RESET_INTERVAL);
     endpoint
-}
-
-/// Accepts links.
-#[derive(Clone, Debug)]
-pub struct Listener {
-    endpoint: Endpoint,
-    limits: LinkLimits,
-}
-
-impl Listener {
-    /// Listens on a UDP address.
-    ///
-    /// # Errors
-    /// If the socket cannot be opened.
-    pub fn bind(address: SocketAddr, config: ServerConfig, limits: &LinkLimits) -> io::Result<Self> {
-        let socket = udp_socket(address)?;
-        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))?;
-        Ok(Self { endpoint, limits: *limits })
-    }
-
-    /// Listens as the process before this one did: with the same reset key, links of a process that was killed are
-    /// told so with their next packet (RFC 9000, 10.3) instead of dying of silence.
-    ///
-    /// # Errors
-    /// If the socket cannot be opened.
-    pub fn bind_again(
-        address: SocketAddr,
-        config: ServerConfig,
-        limits: &LinkLimits,
-        reset_key: &[u8],
-    ) -> io::Result<Self> {
-        let (endpoint, socket) = (known_endpoint(reset_key), udp_socket(address)?);
-        let endpoint = Endpoint::new(endpoint, Some(config), socket, Arc::new(TokioRuntime))?;
-        Ok(Self { endpoint, limits: *limits })
-    }
-
-    /// Listens on an endpoint that was made elsewhere, as simulations do.
-    #[must_use]
-    pub const fn from_endpoint(endpoint: Endpoint, limits: &LinkLimits) -> Self {
-        Self { endpoint, limits: *limits }
-    }
-
-    /// Where it listens.
-    ///
-    /// # Errors
-    /// If the socket cannot tell.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.endpoint.local_addr()
-    }
-
-    /// The next one who wants in; `None` once the listener is closed. Cancel-safe.
-    pub async fn accept(&self) -> Option<Arriving> {
-        let incoming = self.endpoint.accept().await?;
-        Some(Arriving { incoming, limits: self.limits })
-    }
-
-    /// Links that are open or have not said their last word.
-    #[must_use]
-    pub fn links(&self) -> usize {
-        self.endpoint.open_connections()
-    }
-
-    /// Takes no one in any more; links live on.
-    pub fn refuse_new(&self) {
-        self.endpoint.set_server_config(None);
-    }
-
-    /// Closes every link.
-    pub fn close(&self, code: CloseCode) {
-        self.endpoint.close(code.number().into(), code.sentence().as_bytes());
-    }
-
-    /// Waits until every link has said its last word.
-    pub async fn idle(&self) {
-        self.endpoint.wait_idle().await;
-    }
-}
-
-/// Somebody who wants in.
-#[derive(Debug)]
-pub struct Arriving {
-    incoming: quinn::Incoming,
-    limits: LinkLimits,
-}
-
-impl Arriving {
-    /// From where.
-    #[must_use]
-    pub fn remote_address(&self) -> SocketAddr {
-        let address = self.incoming.remote_address();
-        SocketAddr::new(address.ip().to_canonical(), address.port())
-    }
-
-    /// Turns it away without spending anything on it.
-    pub fn refuse(self) {
-        self.incoming.refuse();
-    }
-
-    /// Lets it prove its address first, without keeping state (RFC 9000, 8.1.2). Does nothing if it has.
-    ///
-    /// # Errors
-    /// Gives it back if the address is already proven.
-    #[allow(clippy::result_large_err, reason = "the error is the value itself, handed back")]
-    pub fn retry(self) -> Result<(), Self> {
-        if !self.incoming.may_retry() {
-            return Err(self);
-        }
-        let limits = self.limits;
-        self.incoming.retry().map_err(|e| Self { incoming: e.into_incoming(), limits })
-    }
-
-    /// Does the handshake, within its deadline.
-    ///
-    /// # Errors
-    /// If it fails, or the peer's certificate is not of a mesh.
-    pub async fn accept(self) -> Result<Link, LinkEnd> {
-        let connecting = self.incoming.accept().map_err(|e| LinkEnd::from_connection(&e))?;
-        let connection = within(self.limits.handshake, connecting).await?;
-        link_of(connection, &self.limits, None)
-    }
 }
 
 /// Where a dialer's sockets come from.
@@ -355,7 +235,7 @@ impl Own {
     }
 }
 
-async fn within(deadline: Duration, connecting: quinn::Connecting) -> Result<Connection, LinkEnd> {
+pub(super) async fn within(deadline: Duration, connecting: quinn::Connecting) -> Result<Connection, LinkEnd> {
     match tokio::time::timeout(deadline, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(e)) => Err(LinkEnd::from_connection(&e)),
@@ -363,10 +243,10 @@ async fn within(deadline: Duration, connecting: quinn::Connecting) -> Result<Con
     }
 }
 
-fn link_of(connection: Connection, limits: &LinkLimits, own: Option<Own>) -> Result<Link, LinkEnd> {
+pub(super) fn link_of(connection: Connection, limits: &LinkLimits, own: Option<Own>) -> Result<Link, LinkEnd> {
     let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     match tls::peer_facts(chain.as_deref().map(Vec::as_slice)) {
-        Ok(Some(facts)) => Ok(Link::new(connection, Arc::new(facts), limits.stalled_streams(), own)),
+        Ok(Some(facts)) => Ok(Link::over_quic(connection, Arc::new(facts), limits.stalled_streams(), own)),
         Ok(None) => Err(refuse(&connection, "no certificate")),
         Err(e) => Err(refuse(&connection, &e.to_string())),
     }

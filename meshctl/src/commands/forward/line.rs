@@ -172,7 +172,10 @@ mod tests {
     use proto::{ALPN_MESH, code::CloseCode};
     use runtime::{
         identity::IdentityDir,
-        link::quic::{self, LinkLimits, Listener},
+        link::{
+            listen::Listener,
+            quic::{self, LinkLimits},
+        },
         tls::{LiveIdentity, MeshVerifier, server_config, testing::TestCa},
     };
 
