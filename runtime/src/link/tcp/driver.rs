@@ -182,12 +182,15 @@ impl Driver {
             if let Some(end) = self.shared.closed_here() {
                 return Err(Stop::Ended(end));
             }
-            let mut busy = self.frames(cx)?;
+            let frames = self.frames(cx);
+            let mut busy = matches!(frames, Ok(true));
             let keys = mem::take(&mut *self.shared.ready.keys.lock());
             busy |= !keys.is_empty();
             for key in keys {
                 self.look(key)?;
             }
+            // What came before the end counts more than the end: it may be the peer's reason.
+            frames?;
             self.open(cx)?;
             busy |= self.write();
             busy |= self.time(cx)?;

@@ -345,6 +345,11 @@ impl Receiver {
             (None, Some(end)) => Poll::Ready(Err(StreamError::Link(end))),
             (None, None) => {
                 flow.inn.wait(cx.waker());
+                state.reader_waits();
+                if state.link.any() {
+                    drop(state);
+                    self.0.shared().ready.nudge(super::state::LINK);
+                }
                 Poll::Pending
             }
         }

@@ -185,11 +185,23 @@ impl State {
     pub(super) fn freed(&mut self, bytes: Freed) {
         self.owed += bytes as u64;
         if self.owed > 0 && self.owed >= u64::from(self.limits.link_window) / 8 {
-            let credit = std::mem::take(&mut self.owed);
-            self.granted += credit;
-            let credit = u32::try_from(credit).unwrap_or(u32::MAX);
-            self.link.credit = Some(self.link.credit.unwrap_or(0).saturating_add(credit));
+            self.give_back();
         }
+    }
+
+    /// A reader waits. If much of the link's window is held by streams that nobody reads, what it waits for may be
+    /// waiting for the little that it has read.
+    pub(super) fn reader_waits(&mut self) {
+        if self.owed > 0 && self.granted < u64::from(self.limits.link_window) / 2 {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        let credit = std::mem::take(&mut self.owed);
+        self.granted += credit;
+        let credit = u32::try_from(credit).unwrap_or(u32::MAX);
+        self.link.credit = Some(self.link.credit.unwrap_or(0).saturating_add(credit));
     }
 
     /// Tells whoever waits when the link ends.
