@@ -70,7 +70,7 @@ async fn start_edge(authority: &mut Authority, shard: SocketAddr, tasks: &Tasks)
     let parts = EdgeParts {
         config,
         credentials,
-        dialer: Dialer::new(mesh_edge::client_config(&identity, &bundle, &limits).unwrap(), &limits),
+        ways: Dialer::new(mesh_edge::client_config(&identity, &bundle, &limits).unwrap(), &limits).into(),
         identity,
         bundle,
         access: AccessWriter::start(&AccessLog::Off, tasks).unwrap(),

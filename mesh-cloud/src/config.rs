@@ -25,6 +25,8 @@ pub struct ShardConfig {
     pub name: Option<ShardId>,
     /// UDP address for tunnels, people's tools and other shards. `[::]:7400`.
     pub listen: SocketAddr,
+    /// Whether tunnels may come over TCP as well, on the same address and port, for networks without UDP. `true`.
+    pub tcp: bool,
     /// `host:port` at which edges reach `listen`; the port of `listen` on this host's own addresses if none is given.
     pub advertise: Vec<String>,
     /// DNS names and addresses that the certificate shall have, for tools that look at host names.
@@ -77,6 +79,7 @@ impl Default for ShardConfig {
             data_dir: "/var/lib/causeway/shard".into(),
             name: None,
             listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 7400)),
+            tcp: true,
             advertise: Vec::new(),
             names: Vec::new(),
             domain: "mesh.local".into(),

@@ -21,6 +21,7 @@ use runtime::{
         Link,
         listen::Listener,
         quic::{self, Dialer, LinkLimits},
+        tcp::TcpDoor,
     },
     shutdown::Tasks,
     tls::{LiveIdentity, MeshVerifier, TrustBundle, client_config, server_config},
@@ -141,6 +142,33 @@ pub fn link_limits() -> LinkLimits {
     LinkLimits::default()
 }
 
+fn endpoint_tls(
+    identity: &LiveIdentity,
+    bundle: &TrustBundle,
+    alpn: &[&[u8]],
+) -> anyhow::Result<rustls::ServerConfig> {
+    let mut tls = server_config(identity, MeshVerifier::of_clients(bundle.clone(), true), alpn)?;
+    // Sessions are kept by those who come back and not here, so that ten thousand edges can resume theirs.
+    tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+    Ok(tls)
+}
+
+/// The way in over TCP, for edges and people's tools; shards reach each other over QUIC.
+///
+/// # Errors
+/// If TLS cannot be set up, or the address is taken.
+pub fn tcp_door(
+    identity: &LiveIdentity,
+    bundle: &TrustBundle,
+    address: SocketAddr,
+    limits: &LinkLimits,
+) -> anyhow::Result<TcpDoor> {
+    let tls = endpoint_tls(identity, bundle, &[ALPN_MESH])?;
+    TcpDoor::bind(address, tls, limits).with_context(|| {
+        format!("cannot listen on TCP {address}; free that port, or set tcp = false to take tunnels over UDP alone")
+    })
+}
+
 /// The server half of a shard's endpoint.
 ///
 /// # Errors
@@ -150,10 +178,7 @@ pub fn endpoint_config(
     bundle: &TrustBundle,
     limits: &LinkLimits,
 ) -> anyhow::Result<quinn::ServerConfig> {
-    let mut tls = server_config(identity, MeshVerifier::of_clients(bundle.clone(), true), &[ALPN_MESH, ALPN_PEER])?;
-    // Sessions are kept by those who come back and not here, so that ten thousand edges can resume theirs.
-    tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
-    let mut config = quic::server_config(tls, limits)?;
+    let mut config = quic::server_config(endpoint_tls(identity, bundle, &[ALPN_MESH, ALPN_PEER])?, limits)?;
     // What may wait here for a handshake, by number and by size.
     config
         .max_incoming(MAX_INCOMING)
@@ -216,6 +241,12 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     let endpoint = endpoint_config(&identity, &bundle, &limits)?;
     let listener = Listener::bind_again(config.listen, endpoint, &limits, &reset_key(&dir)?)
         .with_context(|| format!("cannot listen on UDP {}", config.listen))?;
+    let listener = if config.tcp {
+        let door = tcp_door(&identity, &bundle, listener.local_addr()?, &limits)?;
+        listener.with_tcp(door)
+    } else {
+        listener
+    };
     let (state_sender, state) = watch::channel(Arc::new(MeshState::default()));
     let (renewals, renewal_requests) = mpsc::channel(RENEWALS);
     let parts = Parts {

@@ -1,4 +1,4 @@
-//! Who comes over QUIC: edges with their tunnels, people's tools with their streams, other shards with what they pass on.
+//! Who comes over QUIC, or over TCP: edges with their tunnels, people's tools with their streams, other shards with what they pass on.
 
 use std::{
     collections::VecDeque,
@@ -188,12 +188,12 @@ impl Reception {
     fn shake_hands(&self, arriving: Arriving, permit: OwnedSemaphorePermit, sessions: &Tasks, streams: &Tasks) {
         let (this, streams) = (self.clone(), streams.clone());
         sessions.spawn(async move {
-            let from = arriving.remote_address();
+            let (from, carrier) = (arriving.remote_address(), arriving.carrier());
             let link = match arriving.accept().await {
                 Ok(link) => link,
                 Err(end) => {
                     this.count(end.cause.slug());
-                    tracing::info!(%from, cause = %end.cause, detail = end.detail, "a handshake failed");
+                    tracing::info!(%from, %carrier, cause = %end.cause, detail = end.detail, "a handshake failed");
                     return;
                 }
             };
@@ -256,9 +256,13 @@ impl Reception {
         let end = match Session::greet(link, id, generation).await {
             Ok(session) => match self.welcome(session).await {
                 Ok((session, registered)) => {
-                    tracing::info!(%from, version = session.handle.version, "connected");
+                    let carrier = session.handle.link.carrier();
+                    tracing::info!(%from, %carrier, version = session.handle.version, "connected");
+                    let carried = metrics.carriers.with_label_values(&[carrier.slug()]);
                     metrics.tunnels.inc();
+                    carried.inc();
                     let end = self.tunnel(session, registered, lease, tasks).await;
+                    carried.dec();
                     metrics.tunnels.dec();
                     end
                 }

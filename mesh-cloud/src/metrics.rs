@@ -16,6 +16,8 @@ pub struct Metrics {
     pub tunnels_leaving: IntGauge,
     /// People's links that are open.
     pub user_links: IntGauge,
+    /// Edges that are connected, by what carries their tunnel, `carrier`.
+    pub carriers: IntGaugeVec,
     /// Links that were let in or not, by outcome.
     pub arrivals: IntCounterVec,
     /// Sessions of edges that ended, by cause.
@@ -100,6 +102,7 @@ impl Metrics {
         Ok(Self {
             tunnels: gauge("tunnels", "Edges that are connected.")?,
             tunnels_leaving: gauge("tunnels_leaving", "Tunnels that only wait for their last streams to end.")?,
+            carriers: gauges("carrier_tunnels", "Edges that are connected, by carrier.", &["carrier"])?,
             user_links: gauge("user_links", "Links of people's tools that are open.")?,
             arrivals: counters("arrivals_total", "Links that wanted in, by outcome.", &["outcome"])?,
             session_ends: counters("session_ends_total", "Sessions of edges that ended, by cause.", &["cause"])?,

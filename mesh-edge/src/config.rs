@@ -13,7 +13,11 @@ use proto::{
     message::{MAX_SERVICES, Service, ServiceKind},
     target::HostPort,
 };
-use runtime::{access::AccessLog, link::quic::LinkLimits, telemetry::LogConfig};
+use runtime::{
+    access::AccessLog,
+    link::{quic::LinkLimits, tcp::proxy::Proxy},
+    telemetry::LogConfig,
+};
 use serde::Deserialize;
 
 use crate::allow::{Allow, Cluster, Local, Rule};
@@ -55,8 +59,63 @@ pub struct EdgeConfig {
     /// How long streams may go on after SIGTERM, in seconds. Default: 10.
     #[serde(deserialize_with = "seconds")]
     pub drain: Duration,
+    /// By what a shard is reached.
+    pub carriers: CarriersConfig,
+    /// The HTTP proxy for networks where nothing else gets out.
+    pub proxy: ProxyConfig,
     /// Bounds of what the edge takes upon itself.
     pub limits: LimitsConfig,
+}
+
+/// QUIC comes first; TCP is for networks that let no UDP through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CarriersConfig {
+    /// Whether a shard may be reached over TCP. Default: true.
+    pub tcp: bool,
+    /// How long QUIC is tried alone before TCP is tried beside it, in seconds. Default: 0.3.
+    #[serde(deserialize_with = "seconds")]
+    pub head_start: Duration,
+}
+
+impl Default for CarriersConfig {
+    fn default() -> Self {
+        Self { tcp: true, head_start: Duration::from_millis(300) }
+    }
+}
+
+/// The proxy. It is used for TCP alone, and QUIC is tried past it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyConfig {
+    /// `http://[USER:PASSWORD@]HOST[:PORT]`, or `"none"` for no proxy whatever the environment says. Default: what
+    /// `HTTPS_PROXY` says.
+    #[serde(deserialize_with = "proxy_address")]
+    pub url: ProxyAddress,
+    /// A file that holds `USER:PASSWORD`, so that the configuration need not. Default: none.
+    pub credentials_file: Option<PathBuf>,
+    /// Shards that are reached without it: names, domains (`.lan`), addresses, networks (`10.0.0.0/8`), or `*`.
+    /// Default: what `NO_PROXY` says.
+    pub except: Option<Vec<String>>,
+}
+
+/// Which proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ProxyAddress {
+    /// As the environment says.
+    #[default]
+    Environment,
+    /// None.
+    Off,
+    /// This one.
+    At(Proxy),
+}
+
+fn proxy_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ProxyAddress, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "none" => Ok(ProxyAddress::Off),
+        url => url.parse().map(ProxyAddress::At).map_err(serde::de::Error::custom),
+    }
 }
 
 /// Bounds.
@@ -122,6 +181,8 @@ impl Default for EdgeConfig {
             sshd: true,
             dial_timeout: Duration::from_secs(8),
             drain: Duration::from_secs(10),
+            carriers: CarriersConfig::default(),
+            proxy: ProxyConfig::default(),
             limits: LimitsConfig::default(),
         }
     }

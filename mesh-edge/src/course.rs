@@ -442,6 +442,7 @@ impl Loss {
             EndCause::Closed(_)
             | EndCause::Local
             | EndCause::NoRoute
+            | EndCause::ProxyRefused
             | EndCause::NameUnknown
             | EndCause::WrongCa
             | EndCause::PeerExpired
@@ -461,6 +462,7 @@ const fn could_not_reach(cause: EndCause) -> bool {
         | EndCause::NobodyListens
         | EndCause::PeerRestarted
         | EndCause::NoRoute
+        | EndCause::ProxyRefused
         | EndCause::NameUnknown
         | EndCause::WrongCa
         | EndCause::PeerExpired

@@ -14,6 +14,7 @@ use runtime::{
     link::{
         LinkEnd,
         quic::{self, Dialer, LinkLimits},
+        tcp::TcpDialer,
     },
     shutdown::Tasks,
     tls::{self, LiveIdentity, MeshVerifier, TrustBundle},
@@ -27,8 +28,10 @@ use crate::{
     life::{Life, LifeParts, Line, Phase},
     link::TunnelParts,
     metrics::Metrics,
+    proxy::Proxies,
     renew::Renewer,
     serve::{Server, ServerParts},
+    ways::Ways,
 };
 
 pub mod allow;
@@ -42,10 +45,12 @@ pub mod link;
 pub mod load;
 pub mod machine;
 pub mod metrics;
+pub mod proxy;
 mod pulse;
 pub mod ready;
 pub mod renew;
 pub mod serve;
+pub mod ways;
 
 /// A running edge. It stops with its tasks.
 #[derive(Debug)]
@@ -107,8 +112,8 @@ pub struct EdgeParts {
     pub identity: LiveIdentity,
     /// Whom it trusts; the dialer must trust this one.
     pub bundle: TrustBundle,
-    /// Dials shards.
-    pub dialer: Dialer,
+    /// Dials shards; one that is made of a [`Dialer`] alone has no TCP.
+    pub ways: Ways,
     /// Takes access records.
     pub access: AccessWriter,
     /// Takes metrics.
@@ -128,11 +133,18 @@ pub fn client_config(
     bundle: &TrustBundle,
     limits: &LinkLimits,
 ) -> Result<quinn::ClientConfig, LinkEnd> {
+    quic::client_config(client_tls(identity, bundle)?, limits)
+}
+
+/// What an edge shows in handshakes, and whom it trusts, over either carrier.
+///
+/// # Errors
+/// If TLS cannot be set up.
+pub fn client_tls(identity: &LiveIdentity, bundle: &TrustBundle) -> Result<rustls::ClientConfig, LinkEnd> {
     // The beginning of our own certificate is a time that has passed, even if the clock does not know it.
     let shards = MeshVerifier::of_servers(bundle.clone(), Role::Shard).knowing_that(identity.facts().not_before);
-    let tls = tls::client_config(Some(identity), Arc::new(shards), &[proto::ALPN_MESH])
-        .map_err(|e| LinkEnd::new(runtime::link::EndCause::Transport, e.to_string()))?;
-    quic::client_config(tls, limits)
+    tls::client_config(Some(identity), Arc::new(shards), &[proto::ALPN_MESH])
+        .map_err(|e| LinkEnd::new(runtime::link::EndCause::Transport, e.to_string()))
 }
 
 /// Starts an edge from its parts. Opens no socket by itself.
@@ -140,7 +152,7 @@ pub fn client_config(
 /// # Errors
 /// If the configuration makes no sense, or no shard is known.
 pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
-    let EdgeParts { config, credentials, identity, bundle, dialer, access, registry, rng, store } = parts;
+    let EdgeParts { config, credentials, identity, bundle, ways, access, registry, rng, store } = parts;
     config.check()?;
     let Some(name) = credentials.facts().identity.edge() else {
         bail!("{} is no edge; enrol this machine with a join line for an edge", credentials.facts().identity);
@@ -149,7 +161,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
         "no shard is known: neither does `shards` in the configuration name one, nor did enrolment, nor does control now; start one, or write shards = [\"HOST:7400\"]",
     )?;
     let metrics = Arc::new(Metrics::new(&registry)?);
-    let (dice, dialer) = (Dice::new(rng), Arc::new(Mutex::new(dialer)));
+    let (dice, ways) = (Dice::new(rng), Arc::new(Mutex::new(ways)));
     let (renewed, answers) = mpsc::channel(1);
     let (phase_sender, phase) = watch::channel(Phase::Starting);
     let (line_sender, line) = watch::channel(Line::default());
@@ -157,7 +169,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
     let server = Server::new(config.allowed(name.clone()), config.dial_timeout, config.limits.streams, server_parts);
     let life = LifeParts {
         name: name.clone(),
-        dialer: Arc::clone(&dialer),
+        ways: Arc::clone(&ways),
         server: Arc::new(server),
         tunnel: TunnelParts {
             services: config.announced(),
@@ -175,7 +187,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
         credentials: Arc::new(credentials),
         identity: identity.clone(),
         bundle,
-        dialer,
+        ways,
         limits: config.link_limits(),
         store,
         line: line.clone(),
@@ -218,7 +230,11 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
         config.shards = enrol::ask_for_shards(&dir, &identity, &bundle).await?;
     }
     let limits = config.link_limits();
-    let dialer = Dialer::new(client_config(&identity, &bundle, &limits)?, &limits);
+    let mut ways = Ways::from(Dialer::new(client_config(&identity, &bundle, &limits)?, &limits));
+    if config.carriers.tcp {
+        let tcp = TcpDialer::new(client_tls(&identity, &bundle)?, &limits);
+        ways = ways.with_tcp(tcp, Proxies::new(&config.proxy)?, config.carriers.head_start);
+    }
     let access = AccessWriter::start(&config.access, &tasks).context("cannot open the access log")?;
     let (registry, address) = (Registry::new(), config.admin);
     let parts = EdgeParts {
@@ -226,7 +242,7 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
         credentials,
         identity,
         bundle,
-        dialer,
+        ways,
         access,
         registry: registry.clone(),
         rng: StdRng::from_rng(&mut rand::rng()),

@@ -7,7 +7,6 @@
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -23,7 +22,7 @@ use proto::{
 };
 use runtime::{
     clock,
-    link::{EndCause, LinkEnd, quic::Dialer},
+    link::{Carrier, EndCause, Link, LinkEnd},
     telemetry,
 };
 use tokio::{
@@ -38,12 +37,11 @@ use crate::{
     dice::Dice,
     link::{Event, Greeting, Leave, Tunnel, TunnelParts, greet},
     serve::Server,
+    ways::Ways,
 };
 
-/// Addresses of one name that are tried.
-const MOST_RESOLVED: usize = 4;
-/// How long resolving a name may take.
-const RESOLVE: Duration = Duration::from_secs(5);
+mod carriers;
+
 /// How long a tunnel that was left by a Move may keep its streams: long sessions are to end by themselves, and yet one
 /// tunnel per edge is the rule.
 const RETIRE: Duration = Duration::from_secs(3600);
@@ -107,7 +105,7 @@ pub struct LifeParts {
     /// Who lives.
     pub name: EdgeId,
     /// Dials; replaced when the certificate is renewed.
-    pub dialer: Arc<Mutex<Dialer>>,
+    pub ways: Arc<Mutex<Ways>>,
     /// Serves streams.
     pub server: Arc<Server>,
     /// For each tunnel.
@@ -139,6 +137,10 @@ pub struct Life {
     instance: u64,
     epoch: AtomicU64,
     retiring: VecDeque<CancellationToken>,
+    /// What carried the last tunnel.
+    carrier: Option<Carrier>,
+    /// The last tunnel over QUIC did not live long.
+    quic_was_short: bool,
 }
 
 enum Change {
@@ -153,7 +155,15 @@ impl Life {
     #[must_use]
     pub fn new(parts: LifeParts, course: Course) -> Self {
         let instance = parts.dice.number();
-        Self { parts, course, instance, epoch: AtomicU64::new(0), retiring: VecDeque::new() }
+        Self {
+            parts,
+            course,
+            instance,
+            epoch: AtomicU64::new(0),
+            retiring: VecDeque::new(),
+            carrier: None,
+            quic_was_short: false,
+        }
     }
 
     /// Lives until the tasks are asked to stop.
@@ -203,7 +213,11 @@ impl Life {
     /// Dials one address and says Hello.
     async fn attempt(&self, step: &Step, avoid: Vec<ShardId>) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
         let dials = &self.parts.tunnel.metrics.dials;
-        let greeted = self.greeted(&step.address, avoid);
+        let greeted = async {
+            let ways = self.parts.ways.lock().clone();
+            let link = ways.dial(&step.address, &self.parts.tunnel.metrics).await?;
+            self.greeted(link, &step.address, avoid).await
+        };
         let result = match step.within {
             None => greeted.await,
             Some(within) => timeout(within, greeted).await.unwrap_or_else(|_| {
@@ -221,8 +235,13 @@ impl Life {
         result
     }
 
-    async fn greeted(&self, address: &str, avoid: Vec<ShardId>) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
-        let link = self.dial(address).await.map_err(Outcome::Failed)?;
+    /// Says Hello on a fresh link.
+    async fn greeted(
+        &self,
+        link: Link,
+        address: &str,
+        avoid: Vec<ShardId>,
+    ) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
         let hello = Hello {
             name: self.parts.name.clone(),
             instance: self.instance,
@@ -253,25 +272,12 @@ impl Life {
         }
     }
 
-    async fn dial(&self, address: &str) -> Result<runtime::link::Link, LinkEnd> {
-        let dialer = self.parts.dialer.lock().clone();
-        let (host, _) = address.rsplit_once(':').unwrap_or((address, ""));
-        let name = host.trim_start_matches('[').trim_end_matches(']');
-        let mut end = LinkEnd::new(EndCause::NameUnknown, format!("{address} has no address"));
-        for peer in resolve(address).await? {
-            match dialer.dial(peer, name).await {
-                Ok(link) => return Ok(link),
-                Err(e) => end = e,
-            }
-        }
-        Err(end)
-    }
-
     /// Serves until there is no tunnel. Returns what to do then; `None` when the process ends.
     async fn serve(&mut self, mut tunnel: Tunnel) -> Option<Step> {
         let tasks = self.parts.tunnel.tasks.clone();
         self.take_up(&tunnel);
         loop {
+            let present = Self::present(&tunnel);
             let event = tokio::select! {
                 biased;
                 () = tasks.stopping() => {
@@ -279,12 +285,21 @@ impl Life {
                     return None;
                 }
                 event = tunnel.event() => event,
+                (next, candidates) = self.other_carrier(present) => {
+                    self.course.arrived(&next.shard, &candidates);
+                    let old = std::mem::replace(&mut tunnel, next);
+                    self.carried(&old);
+                    self.take_up(&tunnel);
+                    self.retire(old, None);
+                    continue;
+                }
             };
             let Event::Leave(order) = event else { return Some(self.lost(&tunnel, event)) };
             let until = order.until;
             match self.change(&mut tunnel, order).await {
                 Change::To(next) => {
                     let old = std::mem::replace(&mut tunnel, *next);
+                    self.carried(&old);
                     self.take_up(&tunnel);
                     self.retire(old, until);
                 }
@@ -345,8 +360,10 @@ impl Life {
         }
     }
 
-    fn take_up(&self, tunnel: &Tunnel) {
-        info!(shard = %tunnel.shard, address = tunnel.address, peer = %tunnel.link.remote_address(), "tunnel up");
+    fn take_up(&mut self, tunnel: &Tunnel) {
+        let (carrier, peer) = (tunnel.link.carrier(), tunnel.link.remote_address());
+        info!(shard = %tunnel.shard, address = tunnel.address, %peer, %carrier, "tunnel up");
+        self.carried_by(Some(carrier));
         self.parts.tunnel.metrics.connected.set(1);
         self.parts.line.send_replace(Line { say: Some(tunnel.line()), pulse: Some(tunnel.pulse()) });
         self.parts.phase.send_replace(Phase::Connected { shard: tunnel.shard.clone(), since: tunnel.since });
@@ -354,6 +371,8 @@ impl Life {
 
     fn lost(&mut self, tunnel: &Tunnel, event: Event) -> Step {
         let lived = tunnel.since.elapsed();
+        self.carried(tunnel);
+        self.carried_by(None);
         self.parts.tunnel.metrics.connected.set(0);
         self.parts.line.send_replace(Line::default());
         let outcome = match event {
@@ -443,7 +462,7 @@ impl Life {
     }
 
     /// Ends the last tunnel because the process ends.
-    async fn leave(&self, tunnel: Tunnel) {
+    async fn leave(&mut self, tunnel: Tunnel) {
         let streams = tunnel.load.count();
         info!(shard = %tunnel.shard, streams, "leaving");
         self.parts.line.send_replace(Line::default());
@@ -452,20 +471,8 @@ impl Life {
             warn!(streams = tunnel.load.count(), "streams are cut: the drain deadline has passed");
         }
         self.parts.tunnel.metrics.connected.set(0);
+        self.carried_by(None);
         tunnel.link.close(CloseCode::Shutdown, "the edge is shutting down");
         sleep(LAST_WORD).await;
-    }
-}
-
-/// An IP address with a port as it is; anything else by DNS.
-async fn resolve(address: &str) -> Result<Vec<SocketAddr>, LinkEnd> {
-    if let Ok(address) = address.parse::<SocketAddr>() {
-        return Ok(vec![address]);
-    }
-    let unknown = |why: String| LinkEnd::new(EndCause::NameUnknown, format!("{address}: {why}"));
-    match timeout(RESOLVE, tokio::net::lookup_host(address)).await {
-        Ok(Ok(found)) => Ok(found.take(MOST_RESOLVED).collect()),
-        Ok(Err(e)) => Err(unknown(e.to_string())),
-        Err(_) => Err(unknown("no answer from DNS".into())),
     }
 }

@@ -194,6 +194,7 @@ pub struct Tunnel {
     events: mpsc::Receiver<Event>,
     line: mpsc::Sender<EdgeToShard>,
     last: watch::Sender<Option<Instant>>,
+    doubts: watch::Sender<Option<Instant>>,
 }
 
 impl Drop for Tunnel {
@@ -215,14 +216,15 @@ impl Tunnel {
         let ping = if welcome.ping.is_zero() { PING } else { welcome.ping.clamp(PING_BOUNDS.0, PING_BOUNDS.1) };
         let pulse = Pulse::new(ping, dice.fraction(), Instant::now());
         let (pulse, last) = (Arc::new(Mutex::new(pulse)), watch::Sender::new(None));
-        let (heart, signs) = (Heart { link: link.clone(), pulse, last: last.clone(), metrics }, link.signs());
+        let (signs, doubts) = (link.signs(), watch::Sender::new(None));
+        let heart = Heart { link: link.clone(), pulse, last: last.clone(), doubts: doubts.clone(), metrics };
         let (ear_heart, ear_events) = (heart.clone(), event_sender.clone());
         let ear = Ear { link: link.clone(), recv, reader, renewed, heart: ear_heart, events: ear_events };
         let voice = Voice { send, outgoing, heart, signs, events: event_sender, mood: Mood::Serving };
         tasks.spawn(over.clone().run_until_cancelled_owned(ear.run()).instrument(span.clone()));
         tasks.spawn(over.clone().run_until_cancelled_owned(voice.run(services)).instrument(span));
         let (shard, since) = (welcome.shard.clone(), Instant::now());
-        Self { shard, address, link, since, load: Load::new(), over, events, line, last }
+        Self { shard, address, link, since, load: Load::new(), over, events, line, last, doubts }
     }
 
     /// The next thing that happens to it. Cancel-safe. After [`Event::Lost`] nothing more does.
@@ -245,6 +247,12 @@ impl Tunnel {
         self.line.clone()
     }
 
+    /// Since when nothing at all has come although it was asked for; `None` while something does.
+    #[must_use]
+    pub fn doubts(&self) -> watch::Receiver<Option<Instant>> {
+        self.doubts.subscribe()
+    }
+
     /// When the shard last answered a ping.
     #[must_use]
     pub fn pulse(&self) -> watch::Receiver<Option<Instant>> {
@@ -252,12 +260,13 @@ impl Tunnel {
     }
 }
 
-/// The pulse of a tunnel, with what it is felt by.
+/// The pulse of a tunnel, with what it is felt by, and whom it concerns.
 #[derive(Clone, Debug)]
 struct Heart {
     link: Link,
     pulse: Arc<Mutex<Pulse>>,
     last: watch::Sender<Option<Instant>>,
+    doubts: watch::Sender<Option<Instant>>,
     metrics: Arc<Metrics>,
 }
 
@@ -271,10 +280,11 @@ impl Heart {
                 rtt: self.link.rtt(),
                 signs: self.link.signs().map(|signs| *signs.borrow()).unwrap_or_default(),
             };
-            let (refusals, beat) = {
+            let (refusals, beat, doubt) = {
                 let mut pulse = self.pulse.lock();
-                (pulse.refusals(&seen), pulse.beat(&seen, mood))
+                (pulse.refusals(&seen), pulse.beat(&seen, mood), pulse.doubt(&seen))
             };
+            self.doubt(doubt);
             self.metrics.refusals.inc_by(refusals);
             match beat {
                 Beat::Rebind => {}
@@ -293,6 +303,10 @@ impl Heart {
         }
     }
 
+    fn doubt(&self, since: Option<Instant>) {
+        self.doubts.send_if_modified(|doubt| std::mem::replace(doubt, since) != since);
+    }
+
     /// Takes note of an answer.
     fn answered(&self, token: u64) {
         let now = Instant::now();
@@ -301,6 +315,7 @@ impl Heart {
             None => return debug!(token, "a Pong that nobody waited for"),
         }
         self.last.send_replace(Some(now));
+        self.doubt(None);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
 };
 
 /// The metrics of an edge, `mesh_edge_*`.
@@ -11,6 +11,12 @@ use prometheus::{
 pub struct Metrics {
     /// 1 while a tunnel serves.
     pub connected: IntGauge,
+    /// 1 for the `carrier` of the tunnel that serves.
+    pub carrier: IntGaugeVec,
+    /// Times that the next tunnel had another carrier than the one before, by what it went `to`.
+    pub carrier_changes: IntCounterVec,
+    /// Handshakes, by `carrier` and `outcome`: `ok`, `late` when the other carrier was taken, or the slug of the end.
+    pub handshakes: IntCounterVec,
     /// Attempts to reach a shard, by `outcome`: `welcome`, `redirect`, or the slug of the refusal or of the end.
     pub dials: IntCounterVec,
     /// Tunnels that ended, by the slug of the `cause`.
@@ -55,6 +61,18 @@ impl Metrics {
         let bytes = vec("bytes_total", "Bytes of streams that ended.", "direction")?;
         Ok(Self {
             connected: gauge("connected", "1 while a tunnel to a shard serves.")?,
+            carrier: register(
+                registry,
+                IntGaugeVec::new(Opts::new("mesh_edge_carrier", "1 for the carrier of the tunnel."), &["carrier"])?,
+            )?,
+            carrier_changes: vec("carrier_changes_total", "Changes from one carrier to the other.", "to")?,
+            handshakes: register(
+                registry,
+                IntCounterVec::new(
+                    Opts::new("mesh_edge_handshakes_total", "Handshakes with shards."),
+                    &["carrier", "outcome"],
+                )?,
+            )?,
             dials: vec("dials_total", "Attempts to reach a shard.", "outcome")?,
             link_ends: vec("link_ends_total", "Tunnels that ended.", "cause")?,
             refusals: counter("icmp_refusals_total", "ICMP port unreachable about the shard of a tunnel.")?,

@@ -166,6 +166,11 @@ impl Pulse {
         seen.signs.refused.saturating_sub(self.signs.refused)
     }
 
+    /// Since when nothing at all has come although a ping should have been answered.
+    pub(crate) fn doubt(&self, seen: &Seen) -> Option<Instant> {
+        self.unheard().map(|sent| sent + seen.patience(ANSWER)).filter(|since| *since <= seen.now)
+    }
+
     /// A new socket was taken, or there is none to be had for a link of this kind. `false`: not just now.
     pub(crate) fn rebound(&mut self, now: Instant, done: bool) {
         if done {

@@ -11,10 +11,7 @@ use proto::{
 use runtime::{
     clock,
     identity::{Credentials, IdentityDir, IdentityError, renewed},
-    link::{
-        LinkEnd,
-        quic::{Dialer, LinkLimits},
-    },
+    link::{LinkEnd, quic::LinkLimits},
     tls::{LiveIdentity, TrustBundle},
 };
 use tokio::{
@@ -23,7 +20,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::{dice::Dice, life::Line, metrics::Metrics};
+use crate::{dice::Dice, life::Line, metrics::Metrics, ways::Ways};
 
 /// How long to wait for a tunnel, and for control's answer through it.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -44,7 +41,7 @@ pub struct Renewer {
     /// Whom we trust.
     pub bundle: TrustBundle,
     /// Who dials with it.
-    pub dialer: Arc<Mutex<Dialer>>,
+    pub ways: Arc<Mutex<Ways>>,
     /// Limits of the links that are dialled.
     pub limits: LinkLimits,
     /// Where it is kept; `None` in simulations.
@@ -169,10 +166,11 @@ impl Renewer {
         // A new configuration has an empty session cache: a resumed session would show the old certificate.
         self.identity.replace(&next).map_err(|e| RenewError::Unusable(e.to_string()))?;
         let rotated = self.bundle.replace(bundle);
-        let config = crate::client_config(&self.identity, &self.bundle, &self.limits)?;
+        let quic = crate::client_config(&self.identity, &self.bundle, &self.limits)?;
+        let tls = crate::client_tls(&self.identity, &self.bundle)?;
         {
-            let mut dialer = self.dialer.lock();
-            *dialer = dialer.with_config(config);
+            let mut ways = self.ways.lock();
+            *ways = ways.with_config(quic, tls, &self.limits);
         }
         self.credentials = Arc::clone(&next);
         let outcome = if self.keep(next).await { "ok" } else { "not-stored" };

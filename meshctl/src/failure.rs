@@ -74,6 +74,7 @@ impl Failure {
             | EndCause::NobodyListens
             | EndCause::PeerRestarted
             | EndCause::NoRoute
+            | EndCause::ProxyRefused
             | EndCause::NameUnknown => Self::Unreachable(why),
             EndCause::Local | EndCause::NoCommonVersion | EndCause::Transport => Self::Failed(why),
         }
@@ -88,7 +89,7 @@ pub(crate) fn of_link(end: &LinkEnd) -> String {
         }
         // What the other side said is more than what its code says.
         EndCause::Closed(_) => end.detail.clone(),
-        EndCause::WrongPeer | EndCause::Transport | EndCause::NoCommonVersion => {
+        EndCause::WrongPeer | EndCause::Transport | EndCause::NoCommonVersion | EndCause::ProxyRefused => {
             format!("{} ({})", end.cause.sentence(), end.detail)
         }
         EndCause::Local

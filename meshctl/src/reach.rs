@@ -84,6 +84,7 @@ impl OpenError {
                 EndCause::TimedOut | EndCause::PeerRestarted | EndCause::NobodyListens | EndCause::NoRoute => true,
                 EndCause::Local
                 | EndCause::NameUnknown
+                | EndCause::ProxyRefused
                 | EndCause::WrongCa
                 | EndCause::PeerExpired
                 | EndCause::WrongPeer

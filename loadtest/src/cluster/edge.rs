@@ -129,7 +129,7 @@ impl EdgeSeat {
             credentials,
             identity,
             bundle: bundle.clone(),
-            dialer,
+            ways: dialer.into(),
             access: AccessWriter::to_channel(access),
             registry: Registry::new(),
             rng: StdRng::seed_from_u64(seed_for(seed, (address, "dice"))),

@@ -249,7 +249,7 @@ impl TestEdge {
             credentials,
             identity,
             bundle,
-            dialer,
+            ways: dialer.into(),
             access: AccessWriter::to_channel(sender),
             registry: registry.clone(),
             rng: StdRng::seed_from_u64(1),

@@ -79,7 +79,7 @@ impl Listener {
         tokio::select! {
             biased;
             arriving = self.accept_quic() => arriving,
-            arriving = tcp.accept() => Some(Arriving(Way::Tcp(arriving))),
+            arriving = tcp.accept() => Some(Arriving(Way::Tcp(Box::new(arriving), tcp.clone()))),
         }
     }
 
@@ -122,7 +122,7 @@ pub struct Arriving(Way);
 #[derive(Debug)]
 enum Way {
     Quic(quinn::Incoming, LinkLimits),
-    Tcp(TcpArriving),
+    Tcp(Box<TcpArriving>, TcpDoor),
 }
 
 impl Arriving {
@@ -131,7 +131,7 @@ impl Arriving {
     pub const fn carrier(&self) -> Carrier {
         match self.0 {
             Way::Quic(..) => Carrier::Quic,
-            Way::Tcp(_) => Carrier::Tcp,
+            Way::Tcp(..) => Carrier::Tcp,
         }
     }
 
@@ -140,7 +140,7 @@ impl Arriving {
     pub fn remote_address(&self) -> SocketAddr {
         let address = match &self.0 {
             Way::Quic(incoming, _) => incoming.remote_address(),
-            Way::Tcp(arriving) => arriving.remote_address(),
+            Way::Tcp(arriving, _) => arriving.remote_address(),
         };
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
@@ -149,7 +149,7 @@ impl Arriving {
     pub fn refuse(self) {
         match self.0 {
             Way::Quic(incoming, _) => incoming.refuse(),
-            Way::Tcp(arriving) => arriving.refuse(),
+            Way::Tcp(arriving, _) => arriving.refuse(),
         }
     }
 
@@ -164,7 +164,7 @@ impl Arriving {
             Way::Quic(incoming, limits) if incoming.may_retry() => {
                 incoming.retry().map_err(|e| Self(Way::Quic(e.into_incoming(), limits)))
             }
-            proven @ (Way::Quic(..) | Way::Tcp(_)) => Err(Self(proven)),
+            proven @ (Way::Quic(..) | Way::Tcp(..)) => Err(Self(proven)),
         }
     }
 
@@ -179,7 +179,7 @@ impl Arriving {
                 let connection = quic::within(limits.handshake, connecting).await?;
                 quic::link_of(connection, &limits, None)
             }
-            Way::Tcp(arriving) => arriving.accept().await,
+            Way::Tcp(arriving, door) => door.admit(*arriving).await,
         }
     }
 }

@@ -171,25 +171,32 @@ pub struct Dialer {
     sockets: Sockets,
     config: ClientConfig,
     limits: LinkLimits,
+    impatient: bool,
 }
 
 impl Dialer {
     /// Dials from a new UDP socket each time.
     #[must_use]
     pub const fn new(config: ClientConfig, limits: &LinkLimits) -> Self {
-        Self { sockets: Sockets::PerDial, config, limits: *limits }
+        Self { sockets: Sockets::PerDial, config, limits: *limits, impatient: false }
     }
 
     /// Dials from an endpoint that was made elsewhere.
     #[must_use]
     pub const fn from_endpoint(endpoint: Endpoint, config: ClientConfig, limits: &LinkLimits) -> Self {
-        Self { sockets: Sockets::Shared(endpoint), config, limits: *limits }
+        Self { sockets: Sockets::Shared(endpoint), config, limits: *limits, impatient: false }
     }
 
     /// The same dialer with another identity or other roots.
     #[must_use]
     pub fn with_config(&self, config: ClientConfig) -> Self {
         Self { config, ..self.clone() }
+    }
+
+    /// Gives up at once when this host cannot send: for those who have another way.
+    #[must_use]
+    pub fn impatient(self) -> Self {
+        Self { impatient: true, ..self }
     }
 
     /// Dials and does the handshake, within its deadline. `name` is for the session cache and for the log of the other
@@ -212,7 +219,7 @@ impl Dialer {
         let connection = tokio::select! {
             biased;
             connection = within(self.limits.handshake, connecting) => connection?,
-            end = own.refused(address) => return Err(end),
+            end = own.refused(address, self.impatient) => return Err(end),
         };
         link_of(connection, &self.limits, Some(own))
     }
@@ -227,10 +234,15 @@ impl Own {
         Ok(Self { endpoint, socket, signs })
     }
 
-    /// Waits until the other host says that nobody listens there: an attempt need not wait any longer then.
-    async fn refused(&self, address: SocketAddr) -> LinkEnd {
+    /// Waits until the other host says that nobody listens there, or, if that is enough, until nothing can be sent: an
+    /// attempt need not wait any longer then.
+    async fn refused(&self, address: SocketAddr, or_unsent: bool) -> LinkEnd {
+        let mut signs = self.signs.subscribe();
         // The sender is held by self.
-        let _ = self.signs.subscribe().wait_for(|signs| signs.refused > 0).await;
+        let heard = signs.wait_for(|signs| signs.refused > 0 || (or_unsent && signs.unsent > 0)).await;
+        if heard.is_ok_and(|signs| signs.refused == 0) {
+            return LinkEnd::new(EndCause::NoRoute, format!("UDP to {address} cannot be sent from this machine"));
+        }
         LinkEnd::new(EndCause::NobodyListens, format!("{address} sent ICMP port unreachable"))
     }
 }

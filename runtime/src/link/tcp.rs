@@ -16,10 +16,10 @@ use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
-use tokio_util::sync::CancellationToken;
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream, server::StartHandshake};
 
 use super::{EndCause, Link, LinkEnd, end, quic::LinkLimits};
 use crate::{shutdown::Tasks, tls};
@@ -40,6 +40,12 @@ use wire::{Counts, Wire};
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
+/// Connections that have not said Hello in TLS yet; more wait in the kernel.
+const FRONT: usize = 1024;
+/// How long they may take for that.
+const HELLO: Duration = Duration::from_secs(3);
+/// Connections that have, and wait to be looked at.
+const READY: usize = 64;
 /// Pause after an error of accepting, as when there are no descriptors left.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes that the kernel holds which it has not sent: what goes first waits behind them.
@@ -149,14 +155,16 @@ impl TcpDialer {
     }
 }
 
-/// Accepts links over TCP. Clones are the same listener.
+/// Accepts links over TCP. Clones are the same door.
 #[derive(Clone)]
 pub struct TcpDoor(Arc<Door>);
 
 struct Door {
-    socket: Mutex<Option<Arc<TcpListener>>>,
-    closed: CancellationToken,
-    tls: TlsAcceptor,
+    address: SocketAddr,
+    arriving: tokio::sync::Mutex<mpsc::Receiver<TcpArriving>>,
+    /// What accepts, and waits for the first word.
+    front: Tasks,
+    tls: Arc<rustls::ServerConfig>,
     limits: LinkLimits,
     /// The links' drivers.
     tasks: Tasks,
@@ -165,7 +173,13 @@ struct Door {
 
 impl fmt::Debug for TcpDoor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TcpDoor({:?})", self.local_addr())
+        write!(f, "TcpDoor({})", self.0.address)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.front.stop();
     }
 }
 
@@ -183,11 +197,15 @@ impl TcpDoor {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        let socket = Arc::new(TcpListener::from_std(socket.into())?);
+        let socket = TcpListener::from_std(socket.into())?;
+        let (address, front) = (socket.local_addr()?, Tasks::new());
+        let (ready, arriving) = mpsc::channel(READY);
+        front.spawn(front.token().run_until_cancelled_owned(receive(socket, ready, front.clone())));
         Ok(Self(Arc::new(Door {
-            socket: Mutex::new(Some(socket)),
-            closed: CancellationToken::new(),
-            tls: TlsAcceptor::from(Arc::new(tls)),
+            address,
+            arriving: tokio::sync::Mutex::new(arriving),
+            front,
+            tls: Arc::new(tls),
             limits: *limits,
             tasks: Tasks::new(),
             links: Mutex::default(),
@@ -195,30 +213,16 @@ impl TcpDoor {
     }
 
     /// Where it listens.
-    ///
-    /// # Errors
-    /// If it does not listen any more.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        let socket = self.0.socket.lock().clone();
-        socket.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?.local_addr()
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.address
     }
 
-    /// The next one who wants in; never returns once nobody is let in. Cancel-safe.
+    /// The next one who wants in, behind its first word; never returns once nobody is let in. Cancel-safe.
     pub(super) async fn accept(&self) -> TcpArriving {
-        loop {
-            let Some(socket) = self.0.socket.lock().clone() else { return std::future::pending().await };
-            let accepted = tokio::select! {
-                biased;
-                () = self.0.closed.cancelled() => continue,
-                accepted = socket.accept() => accepted,
-            };
-            match accepted {
-                Ok((socket, from)) => return TcpArriving { socket, from, door: self.clone() },
-                Err(error) => {
-                    tracing::warn!(%error, "no TCP connection can be accepted");
-                    sleep(PAUSE).await;
-                }
-            }
+        match self.0.arriving.lock().await.recv().await {
+            Some(arriving) => arriving,
+            None => std::future::pending().await,
         }
     }
 
@@ -229,8 +233,7 @@ impl TcpDoor {
 
     /// Takes no one in any more; links live on.
     pub(super) fn refuse_new(&self) {
-        *self.0.socket.lock() = None;
-        self.0.closed.cancel();
+        self.0.front.stop();
     }
 
     /// Closes every link, and takes no one in any more.
@@ -246,21 +249,63 @@ impl TcpDoor {
         self.0.tasks.ended().await;
     }
 
-    fn remember(&self, link: Weak<Shared>) {
-        let mut links = self.0.links.lock();
+    /// Does the handshake with somebody who came through it.
+    pub(super) async fn admit(&self, arriving: TcpArriving) -> Result<Link, LinkEnd> {
+        let door = &self.0;
+        let config = Arc::clone(&door.tls);
+        tune(&arriving.hello.io, &door.limits);
+        let work = async {
+            let accepting = arriving.hello.into_stream_with(config, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
+            let tls = accepting.await.map_err(|e| of_handshake(&e))?;
+            establish(tls.into(), &door.limits, &door.tasks).await
+        };
+        let (link, shared) = within(door.limits.handshake, work).await?;
+        let mut links = door.links.lock();
         if links.len() == links.capacity() {
             links.retain(|link| link.strong_count() > 0);
         }
-        links.push(link);
+        links.push(shared);
+        Ok(link)
     }
 }
 
-/// Somebody who has opened a TCP connection.
-#[derive(Debug)]
+/// Accepts connections, and passes those on that have said Hello in TLS: whoever only connects takes no place among
+/// those whose handshakes are paid for.
+async fn receive(socket: TcpListener, ready: mpsc::Sender<TcpArriving>, front: Tasks) {
+    let room = Arc::new(Semaphore::new(FRONT));
+    loop {
+        let permit = Arc::clone(&room).acquire_owned().await;
+        let (connection, from) = match socket.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "no TCP connection can be accepted");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let ready = ready.clone();
+        front.spawn(front.token().run_until_cancelled_owned(async move {
+            let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), connection);
+            match timeout(HELLO, hello).await {
+                Ok(Ok(hello)) => drop(ready.send(TcpArriving { hello, from }).await),
+                Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS came over TCP"),
+                Err(_) => tracing::debug!(%from, "a TCP connection that says nothing"),
+            }
+            drop(permit);
+        }));
+    }
+}
+
+/// Somebody who has opened a TCP connection and said Hello in TLS.
 pub(super) struct TcpArriving {
-    socket: TcpStream,
+    hello: StartHandshake<TcpStream>,
     from: SocketAddr,
-    door: TcpDoor,
+}
+
+impl fmt::Debug for TcpArriving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TcpArriving({})", self.from)
+    }
 }
 
 impl TcpArriving {
@@ -270,20 +315,6 @@ impl TcpArriving {
 
     /// Turns it away with a reset: so nothing is left of it here.
     pub(super) fn refuse(self) {
-        let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
-    }
-
-    pub(super) async fn accept(self) -> Result<Link, LinkEnd> {
-        let Self { socket, door, .. } = self;
-        let limits = door.0.limits;
-        tune(&socket, &limits);
-        let work = async {
-            let accepting = door.0.tls.accept_with(socket, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
-            let tls = accepting.await.map_err(|e| of_handshake(&e))?;
-            establish(tls.into(), &limits, &door.0.tasks).await
-        };
-        let (link, shared) = within(limits.handshake, work).await?;
-        door.remember(shared);
-        Ok(link)
+        let _ = SockRef::from(&self.hello.io).set_linger(Some(Duration::ZERO));
     }
 }
