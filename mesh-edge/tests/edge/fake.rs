@@ -8,7 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use mesh_edge::{Edge, EdgeParts, client_config, config::EdgeConfig, life::Phase};
+use mesh_edge::{
+    Edge, EdgeParts, client_config, client_tls,
+    config::{CarriersConfig, EdgeConfig},
+    life::Phase,
+    proxy::Proxies,
+    ways::Ways,
+};
 use prometheus::Registry;
 use proto::{
     ALPN_MESH,
@@ -29,6 +35,7 @@ use runtime::{
         Link, LinkEnd, RecvHalf, SendHalf, Stream,
         listen::Listener,
         quic::{self, Dialer, LinkLimits},
+        tcp::{TcpDialer, TcpDoor},
     },
     shutdown::Tasks,
     tls::{self, LiveIdentity, MeshVerifier, testing::TestCa},
@@ -52,6 +59,7 @@ pub(crate) struct FakeShard {
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
     listener: Listener,
+    tls: rustls::ServerConfig,
 }
 
 /// A link that an edge made, behind its Hello.
@@ -75,9 +83,15 @@ impl FakeShard {
         // As shards do: whoever comes again resumes, unless it has another certificate by then.
         tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
         let limits = LinkLimits::default();
-        let config = quic::server_config(tls, &limits).unwrap();
+        let config = quic::server_config(tls.clone(), &limits).unwrap();
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), config, &limits).unwrap();
-        Self { name: name.to_owned(), address: listener.local_addr().unwrap(), listener }
+        Self { name: name.to_owned(), address: listener.local_addr().unwrap(), listener, tls }
+    }
+
+    /// Takes links over TCP as well, at this address.
+    pub(crate) fn with_tcp(self, address: SocketAddr) -> Self {
+        let door = TcpDoor::bind(address, self.tls.clone(), &LinkLimits::default()).unwrap();
+        Self { listener: self.listener.with_tcp(door), ..self }
     }
 
     pub(crate) fn candidate(&self) -> Candidate {
@@ -238,10 +252,15 @@ impl TestEdge {
         folder: Option<&Path>,
         change: impl FnOnce(&mut EdgeConfig),
     ) -> Self {
-        let mut config = EdgeConfig { drain: Duration::from_secs(5), ..EdgeConfig::default() };
+        let carriers = CarriersConfig { tcp: false, ..CarriersConfig::default() };
+        let mut config = EdgeConfig { drain: Duration::from_secs(5), carriers, ..EdgeConfig::default() };
         change(&mut config);
         let (identity, bundle, limits) = (LiveIdentity::new(&credentials).unwrap(), ca.bundle(), config.link_limits());
-        let dialer = Dialer::new(client_config(&identity, &bundle, &limits).unwrap(), &limits);
+        let mut ways = Ways::from(Dialer::new(client_config(&identity, &bundle, &limits).unwrap(), &limits));
+        if config.carriers.tcp {
+            let tcp = TcpDialer::new(client_tls(&identity, &bundle).unwrap(), &limits);
+            ways = ways.with_tcp(tcp, Proxies::new(&config.proxy).unwrap(), config.carriers.head_start);
+        }
         let (sender, records) = mpsc::channel(64);
         let (tasks, registry) = (Tasks::new(), Registry::new());
         let parts = EdgeParts {
@@ -249,7 +268,7 @@ impl TestEdge {
             credentials,
             identity,
             bundle,
-            ways: dialer.into(),
+            ways,
             access: AccessWriter::to_channel(sender),
             registry: registry.clone(),
             rng: StdRng::seed_from_u64(1),

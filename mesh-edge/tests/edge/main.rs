@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where something is wrong")]
 
 mod apiserver;
+mod carriers;
 mod fake;
 mod identity;
 mod life;

@@ -67,6 +67,11 @@ impl Relay {
         self.swallow.store(true, Ordering::Relaxed);
     }
 
+    /// Passes everything on again.
+    pub(crate) fn let_through(&self) {
+        self.swallow.store(false, Ordering::Relaxed);
+    }
+
     /// Forgets who is behind which port, as a NAT does that was restarted: whoever comes from an old one is swallowed.
     pub(crate) async fn forget(&self) {
         let (done, told) = oneshot::channel();
