@@ -7,6 +7,7 @@
     reason = "tests run beside each other and stop where it is wrong"
 )]
 
+mod carrier;
 mod egress;
 mod egress_grpc;
 mod http;

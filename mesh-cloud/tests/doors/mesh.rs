@@ -16,6 +16,7 @@ use mesh_cloud::{
     metrics::Metrics,
     peer_config, peer_limits, start_with,
     state::MeshState,
+    tcp_door,
 };
 use prometheus::Registry as Families;
 use proto::{
@@ -38,6 +39,7 @@ use runtime::{
         Link, Stream,
         listen::Listener,
         quic::{self, Dialer, LinkLimits},
+        tcp::TcpDialer,
     },
     shutdown::Tasks,
     splice::{Meter, TcpEnd, splice},
@@ -67,6 +69,8 @@ pub(crate) struct Mesh {
     pub(crate) state: watch::Sender<Arc<MeshState>>,
     pub(crate) live: LiveCredentials,
     pub(crate) records: mpsc::Receiver<AccessRecord>,
+    /// Where tunnels come in over TCP.
+    pub(crate) tcp: SocketAddr,
 }
 
 fn limits() -> LinkLimits {
@@ -127,12 +131,14 @@ impl Mesh {
         let (state, receiver) = watch::channel(Arc::new(MeshState::default().after(event)));
         let (sender, records) = mpsc::channel(8192);
         let live = LiveCredentials::default();
+        let door = tcp_door(&identity, &ca.bundle(), local, &limits()).unwrap();
+        let tcp = door.local_addr();
         let parts = Parts {
             shard: "s1".parse().unwrap(),
             peers: Dialer::new(peer_config(&identity, &ca.bundle(), &peer_limits()).unwrap(), &peer_limits()),
             identity,
             bundle: ca.bundle(),
-            listener: Listener::bind(config.listen, endpoint, &limits()).unwrap(),
+            listener: Listener::bind(config.listen, endpoint, &limits()).unwrap().with_tcp(door),
             state: receiver,
             live: live.clone(),
             access: AccessWriter::to_channel(sender),
@@ -143,7 +149,7 @@ impl Mesh {
         let tasks = Tasks::new();
         let shard = start_with(&config, parts, &tasks).unwrap();
         edge(&ca, shard.mesh, services).await;
-        let mesh = Self { ca, shard, tasks, state, live, records };
+        let mesh = Self { ca, shard, tasks, state, live, records, tcp };
         until(|| {
             let edge = mesh.shard.registry.find(&"shop-1".parse().unwrap());
             edge.is_some_and(|e| e.services().len() == services.len())
@@ -198,14 +204,28 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
 
 /// An edge that greets, announces and serves.
 async fn edge(ca: &TestCa, shard: SocketAddr, services: &[(&str, u16)]) {
-    let identity = LiveIdentity::new(&ca.issue("edge/shop-1")).unwrap();
+    let dialer = Dialer::new(quic::client_config(edge_tls(ca, "shop-1"), &limits()).unwrap(), &limits());
+    greet(dialer.dial(shard, "shard").await.unwrap(), "shop-1", services).await;
+}
+
+fn edge_tls(ca: &TestCa, name: &str) -> rustls::ClientConfig {
+    let identity = LiveIdentity::new(&ca.issue(&format!("edge/{name}"))).unwrap();
     let verifier = Arc::new(MeshVerifier::of_servers(ca.bundle(), Role::Shard));
-    let config = tls::client_config(Some(&identity), verifier, &[ALPN_MESH]).unwrap();
-    let dialer = Dialer::new(quic::client_config(config, &limits()).unwrap(), &limits());
-    let link = dialer.dial(shard, "shard").await.unwrap();
+    tls::client_config(Some(&identity), verifier, &[ALPN_MESH]).unwrap()
+}
+
+/// The same over TCP.
+pub(crate) async fn edge_over_tcp(mesh: &Mesh, name: &str, services: &[(&str, u16)]) -> Link {
+    let dialer = TcpDialer::new(edge_tls(&mesh.ca, name), &limits());
+    let link = dialer.dial(mesh.tcp, "shard").await.unwrap();
+    greet(link.clone(), name, services).await;
+    link
+}
+
+async fn greet(link: Link, name: &str, services: &[(&str, u16)]) {
     let mut control = link.open().await.unwrap();
     let hello = Hello {
-        name: "shop-1".parse().unwrap(),
+        name: name.parse().unwrap(),
         instance: 1,
         version: "test".into(),
         unix_ms: clock::unix_millis(),
