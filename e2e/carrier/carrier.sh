@@ -88,7 +88,8 @@ ok "$took after the start of the process"
 
 step 'UDP opened: back on QUIC within 60 s, and the stream that runs goes on'
 start kept mesh-loadtest latency --connect "$host:${at[echo]}" --seconds 50
-wait_for 5 test "$(metric "${at[shard.admin]}" 'mesh_shard_streams{door="echo"}')" != 0
+kept_runs() { [[ $(metric "${at[shard.admin]}" 'mesh_shard_door_connections{door="echo"}') != 0 ]]; }
+wait_for 5 kept_runs
 udp pass
 began=$(now)
 wait_for 60 over quic
@@ -114,6 +115,7 @@ ok "the tunnel after $carrier, a stream after $(since "$began")"
 
 step 'UDP opened again: back on QUIC within 60 s, and the stream that runs goes on'
 start kept mesh-loadtest latency --connect "$host:${at[echo]}" --seconds 58
+wait_for 5 kept_runs
 udp pass
 began=$(now)
 wait_for 60 over quic

@@ -25,11 +25,7 @@ use proto::{
 };
 use runtime::{
     frames::FrameReader,
-    link::{
-        Link, Stream,
-        listen::Listener,
-        quic::Dialer,
-    },
+    link::{Link, Stream, listen::Listener, quic::Dialer},
 };
 use sim::{play, seeds};
 

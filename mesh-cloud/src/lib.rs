@@ -10,21 +10,16 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use prometheus::Registry as Families;
-use proto::{ALPN_MESH, ALPN_PEER, api::ShardState, id::ShardId, identity::Role, target::HostPort};
+use proto::{api::ShardState, id::ShardId, target::HostPort};
 use runtime::{
     access::AccessWriter,
     admin::{self, Ready, ReadyPart},
     api::ApiClient,
     clock,
     identity::IdentityDir,
-    link::{
-        Link,
-        listen::Listener,
-        quic::{self, Dialer, LinkLimits},
-        tcp::TcpDoor,
-    },
+    link::{listen::Listener, quic::Dialer},
     shutdown::Tasks,
-    tls::{LiveIdentity, MeshVerifier, TrustBundle, client_config, server_config},
+    tls::{LiveIdentity, MeshVerifier, TrustBundle, server_config},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +33,7 @@ pub mod enrol;
 pub mod fair;
 pub mod flow;
 pub mod follow;
+mod links;
 pub mod listener;
 pub mod live;
 pub mod metrics;
@@ -60,6 +56,7 @@ use doors::{
 use drain::Drain;
 use fair::UserShares;
 use follow::Clients;
+pub use links::{endpoint_config, link_limits, peer_config, peer_limits, tcp_door};
 use listener::Reception;
 use live::LiveCredentials;
 use metrics::Metrics;
@@ -72,12 +69,6 @@ use state::MeshState;
 
 /// Renewals that wait for control; more are told to come again.
 const RENEWALS: usize = 64;
-/// Arrivals that wait for a decision; the carrier drops what is beyond.
-const MAX_INCOMING: usize = 4096;
-/// Bytes that one of them may send meanwhile, and all of them.
-const INCOMING_BYTES: u64 = 16 * 1024;
-const ALL_INCOMING_BYTES: u64 = 32 * 1024 * 1024;
-
 /// What a shard is made of, besides its configuration.
 #[derive(Debug)]
 pub struct Parts {
@@ -134,88 +125,6 @@ pub struct Shard {
     pub peers: Peers,
     /// Whether it is about to stop.
     pub standing: watch::Receiver<ShardState>,
-}
-
-/// The limits of a shard's links. Windows are what a stream and a tunnel may keep in memory here.
-#[must_use]
-pub fn link_limits() -> LinkLimits {
-    LinkLimits::default()
-}
-
-fn endpoint_tls(
-    identity: &LiveIdentity,
-    bundle: &TrustBundle,
-    alpn: &[&[u8]],
-) -> anyhow::Result<rustls::ServerConfig> {
-    let mut tls = server_config(identity, MeshVerifier::of_clients(bundle.clone(), true), alpn)?;
-    // Sessions are kept by those who come back and not here, so that ten thousand edges can resume theirs.
-    tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
-    Ok(tls)
-}
-
-/// The way in over TCP, for edges and people's tools; shards reach each other over QUIC.
-///
-/// # Errors
-/// If TLS cannot be set up, or the address is taken.
-pub fn tcp_door(
-    identity: &LiveIdentity,
-    bundle: &TrustBundle,
-    address: SocketAddr,
-    limits: &LinkLimits,
-) -> anyhow::Result<TcpDoor> {
-    let tls = endpoint_tls(identity, bundle, &[ALPN_MESH])?;
-    TcpDoor::bind(address, tls, limits).with_context(|| {
-        format!("cannot listen on TCP {address}; free that port, or set tcp = false to take tunnels over UDP alone")
-    })
-}
-
-/// The server half of a shard's endpoint.
-///
-/// # Errors
-/// If TLS cannot be set up.
-pub fn endpoint_config(
-    identity: &LiveIdentity,
-    bundle: &TrustBundle,
-    limits: &LinkLimits,
-) -> anyhow::Result<quinn::ServerConfig> {
-    let mut config = quic::server_config(endpoint_tls(identity, bundle, &[ALPN_MESH, ALPN_PEER])?, limits)?;
-    // What may wait here for a handshake, by number and by size.
-    config
-        .max_incoming(MAX_INCOMING)
-        .incoming_buffer_size(INCOMING_BYTES)
-        .incoming_buffer_size_total(ALL_INCOMING_BYTES);
-    Ok(config)
-}
-
-/// The limits of the links between shards, which carry the streams of many edges.
-#[must_use]
-pub fn peer_limits() -> LinkLimits {
-    LinkLimits {
-        link_window: Link::WIDE_WINDOW,
-        send_window: Link::WIDE_WINDOW.into(),
-        // Streams are opened by the one that dialled.
-        streams: 0,
-        idle: Duration::from_secs(6),
-        keep_alive: Some(Duration::from_secs(1)),
-        handshake: Duration::from_secs(3),
-        ..LinkLimits::default()
-    }
-}
-
-/// The client half of a shard's links to other shards.
-///
-/// # Errors
-/// If TLS cannot be set up.
-pub fn peer_config(
-    identity: &LiveIdentity,
-    bundle: &TrustBundle,
-    limits: &LinkLimits,
-) -> anyhow::Result<quinn::ClientConfig> {
-    let verifier = MeshVerifier::of_servers(bundle.clone(), Role::Shard);
-    let mut tls = client_config(Some(identity), Arc::new(verifier), &[ALPN_PEER])?;
-    // A resumed session would show a certificate that has been renewed meanwhile; shards do not dial often.
-    tls.resumption = rustls::client::Resumption::disabled();
-    Ok(quic::client_config(tls, limits)?)
 }
 
 /// Starts a shard: loads its identity, follows control, opens its doors. It stops when `tasks` does, after its streams

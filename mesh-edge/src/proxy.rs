@@ -82,7 +82,8 @@ mod tests {
     #[test]
     fn the_environment_is_used_where_the_configuration_says_nothing() {
         let config = ProxyConfig::default();
-        let all = proxies(&config, &[("https_proxy", "http://p:3128"), ("NO_PROXY", "a.lan, .corp,10.0.0.0/8")]).unwrap();
+        let all =
+            proxies(&config, &[("https_proxy", "http://p:3128"), ("NO_PROXY", "a.lan, .corp,10.0.0.0/8")]).unwrap();
         for direct in ["a.lan", "x.corp", "corp", "X.CORP", "10.1.2.3", "b.a.lan"] {
             assert!(all.of(direct).is_none(), "{direct}");
         }

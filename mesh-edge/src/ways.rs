@@ -268,11 +268,7 @@ impl Dial<'_> {
     }
 
     /// TCP is through, and QUIC has a moment left.
-    async fn unless_late(
-        &self,
-        quic: impl Future<Output = Result<Link, LinkEnd>>,
-        tcp: Link,
-    ) -> Result<Link, LinkEnd> {
+    async fn unless_late(&self, quic: impl Future<Output = Result<Link, LinkEnd>>, tcp: Link) -> Result<Link, LinkEnd> {
         match timeout(GRACE, quic).await {
             Ok(Ok(link)) => {
                 self.metrics.handshakes.with_label_values(&[Carrier::Tcp.slug(), "late"]).inc();
@@ -376,7 +372,8 @@ mod tests {
             assert_eq!(Verdict::of(rejected), Verdict::Rejected, "{rejected}");
         }
         let closed = [CloseCode::Revoked, CloseCode::Overloaded, CloseCode::Draining].map(E::Closed);
-        for answered in [E::WrongCa, E::PeerExpired, E::WrongPeer, E::Distrusted, E::Expired].into_iter().chain(closed) {
+        for answered in [E::WrongCa, E::PeerExpired, E::WrongPeer, E::Distrusted, E::Expired].into_iter().chain(closed)
+        {
             assert_eq!(Verdict::of(answered), Verdict::Answered, "{answered}");
         }
     }

@@ -4,7 +4,7 @@ use proto::code::CloseCode;
 use runtime::link::Carrier;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
-use crate::mesh::{BASIC, Mesh, PATIENCE, edge_over_tcp, echo, until};
+use crate::mesh::{BASIC, Mesh, PATIENCE, echo, edge_over_tcp, until};
 
 fn tunnels(mesh: &Mesh, carrier: Carrier) -> i64 {
     mesh.shard.router.metrics().carriers.with_label_values(&[carrier.slug()]).get()
@@ -23,7 +23,7 @@ async fn a_tunnel_over_tcp_serves_and_is_drained_like_any_other() {
     client.hear("through TCP").await;
     drop(client);
     let record = mesh.record().await;
-    assert_eq!(record.edge.as_deref(), Some("shop-2"));
+    assert_eq!(record.edge, "shop-2");
 
     mesh.tasks.stop();
     let end = tokio::time::timeout(PATIENCE, link.ended()).await.unwrap();

@@ -29,10 +29,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub(super) fn over_quic(
-        (send, recv): (quinn::SendStream, quinn::RecvStream),
-        pressure: Arc<Pressure>,
-    ) -> Self {
+    pub(super) fn over_quic((send, recv): (quinn::SendStream, quinn::RecvStream), pressure: Arc<Pressure>) -> Self {
         Self::new(SendWay::Quic(send), RecvWay::Quic(recv), pressure)
     }
 

@@ -72,7 +72,11 @@ fn tune(socket: &TcpStream, limits: &LinkLimits) {
 
 /// Makes a link of a connection whose handshake is done, and waits for the peer's first word: only then is it known
 /// that it has accepted this side's certificate.
-async fn establish(tls: TlsStream<TcpStream>, limits: &LinkLimits, tasks: &Tasks) -> Result<(Link, Weak<Shared>), LinkEnd> {
+async fn establish(
+    tls: TlsStream<TcpStream>,
+    limits: &LinkLimits,
+    tasks: &Tasks,
+) -> Result<(Link, Weak<Shared>), LinkEnd> {
     let remote = tls.get_ref().0.peer_addr().map_err(|e| end::from_io(&e))?;
     let session = tls.get_ref().1;
     let wrong = |why: String| LinkEnd::new(EndCause::WrongPeer, why);

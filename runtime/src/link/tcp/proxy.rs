@@ -42,7 +42,9 @@ impl fmt::Display for Proxy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidProxy {
     /// Another protocol.
-    #[error("a proxy is written http://[USER:PASSWORD@]HOST[:PORT]; proxies that are spoken to by TLS or SOCKS are not supported")]
+    #[error(
+        "a proxy is written http://[USER:PASSWORD@]HOST[:PORT]; proxies that are spoken to by TLS or SOCKS are not supported"
+    )]
     Scheme,
     /// No host, or a port that is none.
     #[error("the proxy's address has no host, or a port that is no number; write http://[USER:PASSWORD@]HOST[:PORT]")]

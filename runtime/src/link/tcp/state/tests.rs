@@ -6,11 +6,9 @@ use crate::link::tcp::{flow::Over, record::Parser, record::Piece};
 /// A side that has heard what the other one allows.
 fn side(limits: &LinkLimits) -> State {
     let mut state = State::new(limits);
-    for record in [
-        Record::Streams(limits.streams),
-        Record::Window(limits.stream_window),
-        Record::Credit(limits.link_window),
-    ] {
+    for record in
+        [Record::Streams(limits.streams), Record::Window(limits.stream_window), Record::Credit(limits.link_window)]
+    {
         state.hear(LINK, record).unwrap();
     }
     state.link = Sayings::default();
