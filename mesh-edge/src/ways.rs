@@ -371,7 +371,7 @@ mod tests {
         for rejected in [E::Transport, E::NoCommonVersion] {
             assert_eq!(Verdict::of(rejected), Verdict::Rejected, "{rejected}");
         }
-        let closed = [CloseCode::Revoked, CloseCode::Overloaded, CloseCode::Draining].map(E::Closed);
+        let closed = [CloseCode::Revoked, CloseCode::Overloaded, CloseCode::Drained].map(E::Closed);
         for answered in [E::WrongCa, E::PeerExpired, E::WrongPeer, E::Distrusted, E::Expired].into_iter().chain(closed)
         {
             assert_eq!(Verdict::of(answered), Verdict::Answered, "{answered}");

@@ -120,6 +120,7 @@ impl Listener {
 pub struct Arriving(Way);
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "most arrivals are the large one, and none is kept")]
 enum Way {
     Quic(quinn::Incoming, LinkLimits),
     Tcp(Box<TcpArriving>, TcpDoor),

@@ -364,10 +364,10 @@ impl Receiver {
         let Some((first, rest)) = out.split_first_mut() else { return Ok(Some(0)) };
         let Some(bytes) = self.chunk(usize::MAX).await? else { return Ok(None) };
         *first = bytes;
-        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let cx = Context::from_waker(std::task::Waker::noop());
         let mut count = 1;
         for piece in rest {
-            let Poll::Ready(Ok(Some(bytes))) = self.poll_take(&mut cx, usize::MAX) else { break };
+            let Poll::Ready(Ok(Some(bytes))) = self.poll_take(&cx, usize::MAX) else { break };
             *piece = bytes;
             count += 1;
         }
