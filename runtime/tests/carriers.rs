@@ -1,6 +1,10 @@
 //! The rules of links and streams, which are the same over every carrier.
 
-#![allow(clippy::unwrap_used, reason = "a test stops where something is wrong")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests run beside each other and stop where it is wrong"
+)]
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
