@@ -202,6 +202,7 @@ async fn in_memory(line: &JoinLine, name: EdgeId, tasks: Tasks) -> anyhow::Resul
     let dialer = Dialer::new(mesh_edge::client_config(&identity, &bundle, &limits)?, &limits);
     let access = AccessWriter::start(&config.access, &tasks)?;
     let (registry, rng) = (Registry::new(), StdRng::from_rng(&mut rand::rng()));
-    let parts = EdgeParts { config, credentials, identity, bundle, dialer, access, registry, rng, store: None };
+    let parts =
+        EdgeParts { config, credentials, identity, bundle, ways: dialer.into(), access, registry, rng, store: None };
     mesh_edge::start_with(parts, tasks)
 }
