@@ -197,6 +197,9 @@ pub struct TcpDoorConfig {
     /// Where it leads: `shop-17:5432`, `shop-17/10.0.0.5:80`, `*/web`.
     #[serde(deserialize_with = "target")]
     pub target: Target,
+    /// Whether the target is told first from where the visitor comes, by PROXY protocol v2. `false`.
+    #[serde(default)]
+    pub proxy_protocol: bool,
 }
 
 fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<T, D::Error> {

@@ -440,8 +440,8 @@ impl Doors<'_> {
             shard.https = Some(self.run("https", address, move |v| Arc::clone(&door).visit(v))?);
         }
         for tcp in &doors.tcp {
-            let (router, name, target) = (self.router.clone(), tcp.name.clone(), tcp.target.clone());
-            let visit = move |v| doors::tcp::visit(v, router.clone(), name.clone(), target.clone());
+            let (router, door) = (self.router.clone(), tcp.clone());
+            let visit = move |v| doors::tcp::visit(v, router.clone(), door.clone());
             shard.tcp.push((tcp.name.clone(), self.run(&tcp.name, tcp.listen, visit)?));
         }
         let opening = Opening {

@@ -16,3 +16,5 @@ mod identity;
 mod mesh;
 mod proxy;
 mod smuggling;
+mod socks;
+mod tcp;

@@ -408,6 +408,10 @@ impl Talk {
     }
 
     pub(crate) async fn exactly(&mut self, length: usize) -> String {
+        String::from_utf8_lossy(&self.exactly_bytes(length).await).into_owned()
+    }
+
+    pub(crate) async fn exactly_bytes(&mut self, length: usize) -> Vec<u8> {
         let reading = async {
             while self.heard.len() < length {
                 assert_ne!(self.socket.read_buf(&mut self.heard).await.unwrap(), 0, "it ended early");
@@ -415,11 +419,17 @@ impl Talk {
         };
         timeout(PATIENCE, reading).await.expect("all bytes in time");
         let rest = self.heard.split_off(length);
-        String::from_utf8_lossy(&std::mem::replace(&mut self.heard, rest)).into_owned()
+        std::mem::replace(&mut self.heard, rest)
+    }
+
+    /// Reads everything until the end, as text.
+    pub(crate) async fn rest(&mut self) -> (String, Ended) {
+        let (bytes, ended) = self.rest_bytes().await;
+        (String::from_utf8_lossy(&bytes).into_owned(), ended)
     }
 
     /// Reads everything until the end.
-    pub(crate) async fn rest(&mut self) -> (String, Ended) {
+    pub(crate) async fn rest_bytes(&mut self) -> (Vec<u8>, Ended) {
         let reading = async {
             loop {
                 match self.socket.read_buf(&mut self.heard).await {
@@ -430,7 +440,7 @@ impl Talk {
             }
         };
         let ended = timeout(PATIENCE, reading).await.expect("the end in time");
-        (String::from_utf8_lossy(&std::mem::take(&mut self.heard)).into_owned(), ended)
+        (std::mem::take(&mut self.heard), ended)
     }
 
     /// Closes with a reset.
