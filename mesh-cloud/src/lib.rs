@@ -39,6 +39,7 @@ pub mod follow;
 pub mod listener;
 pub mod live;
 pub mod metrics;
+pub mod partings;
 pub mod peer;
 pub mod rebalance;
 pub mod registry;
@@ -61,6 +62,7 @@ use follow::Clients;
 use listener::Reception;
 use live::LiveCredentials;
 use metrics::Metrics;
+use partings::Partings;
 use peer::Peers;
 use rebalance::Rebalance;
 use registry::Registry;
@@ -130,6 +132,8 @@ pub struct Shard {
     pub directory: Directory,
     /// Links to other shards.
     pub peers: Peers,
+    /// Why edges are here no longer.
+    pub partings: Partings,
     /// Whether it is about to stop.
     pub standing: watch::Receiver<ShardState>,
 }
@@ -249,6 +253,7 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
         shard: running.id.clone(),
         registry: running.registry.clone(),
         router: running.router.clone(),
+        partings: running.partings.clone(),
         standing: running.standing.clone(),
         started: clock::unix_millis(),
         reports: Arc::default(),
@@ -318,7 +323,7 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
     // They outlive the request to stop: a drain ends them, one after the other.
     let (accepting, streams, sessions) = (Tasks::new(), Tasks::new(), Tasks::new());
     let (closing, ending) = (CancellationToken::new(), CancellationToken::new());
-    let (registry, directory) = (Registry::default(), Directory::default());
+    let (registry, directory, partings) = (Registry::default(), Directory::default(), Partings::default());
     let (standing_sender, standing) = watch::channel(ShardState::Serving);
     let peers = Peers::new(parts.shard.clone(), parts.peers, Arc::clone(&parts.metrics));
     parts.metrics.goes_by(&parts.state.borrow().ring);
@@ -342,6 +347,7 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         directory: directory.clone(),
         standing: standing.clone(),
         live: parts.live,
+        partings: partings.clone(),
         renewals: parts.renewals,
         arrivals: Arc::default(),
         user_links: UserShares::new(config.limits.links_per_user),
@@ -369,6 +375,7 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         router: router.clone(),
         directory,
         peers: peers.clone(),
+        partings,
         standing,
     };
     let doors = Doors { config, router: &router, accepting: &accepting, streams: &streams, metrics: &parts.metrics };
