@@ -1,0 +1,250 @@
+//! Runs flows over a bottleneck, and what is measured.
+
+use std::{cmp::Reverse, collections::BinaryHeap};
+
+use super::{
+    flow::{Flow, MTU, WIRE},
+    link::{Link, MILLI, Packet, Path, SECOND},
+};
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Depart,
+    Arrive(usize, u64),
+    AckDue(usize),
+    Acked(usize, Vec<u64>),
+    Wake(usize),
+    Timer(usize),
+    Change(usize),
+    Look,
+}
+
+/// A run: the path, when it changes, the flows, for how long, and from when on it is measured.
+#[derive(Debug)]
+pub struct Run {
+    pub path: Path,
+    pub changes: Vec<(u64, Path)>,
+    pub flows: Vec<Flow>,
+    pub time: u64,
+    pub from: u64,
+    pub seed: u64,
+    /// Prints what the first flow believes, this often.
+    pub trace: Option<u64>,
+}
+
+/// What was measured.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Mbit/s on the wire of each flow, from `Run::from` on.
+    pub mbit: Vec<f64>,
+    /// The same for each flow and second, from the beginning.
+    pub seconds: Vec<Vec<f64>>,
+    /// Part of what the link could carry after losses, from `Run::from` on, and from the beginning.
+    pub used: f64,
+    pub used_all: f64,
+    /// Shares of the packets sent that found no room in the queue, and that a policer dropped.
+    pub dropped: f64,
+    pub policed: f64,
+    /// Milliseconds of queue: median, 99th percentile, most; from `Run::from` on.
+    pub queue: [f64; 3],
+}
+
+impl Report {
+    pub fn total(&self) -> f64 {
+        self.mbit.iter().sum()
+    }
+
+    /// Jain's index: 1 if all have the same, 1/n if one has everything.
+    pub fn jain(&self) -> f64 {
+        let squares: f64 = self.mbit.iter().map(|x| x * x).sum();
+        self.total() * self.total() / (self.mbit.len() as f64 * squares)
+    }
+
+    pub fn share(&self, flow: usize) -> f64 {
+        self.mbit[flow] / self.total()
+    }
+
+    pub fn line(&self, name: &str) -> String {
+        let shares: Vec<String> = self.mbit.iter().map(|x| format!("{x:.1}")).collect();
+        format!(
+            "{name:44} used {:5.1}% (all {:5.1}%) dropped {:5.2}% policed {:5.2}% queue p50 {:6.1} p99 {:6.1} max {:6.1} ms  jain {:.3}  [{}]",
+            self.used * 100.0,
+            self.used_all * 100.0,
+            self.dropped * 100.0,
+            self.policed * 100.0,
+            self.queue[0],
+            self.queue[1],
+            self.queue[2],
+            self.jain(),
+            shares.join(" ")
+        )
+    }
+}
+
+struct World {
+    now: u64,
+    count: u64,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    link: Link,
+    flows: Vec<Flow>,
+    timers: Vec<u64>,
+}
+
+impl Run {
+    pub fn new(path: Path, flows: Vec<Flow>, seconds: u64) -> Self {
+        Self { path, changes: Vec::new(), flows, time: seconds * SECOND, from: SECOND, seed: 1, trace: None }
+    }
+
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    pub fn from(self, from: u64) -> Self {
+        Self { from, ..self }
+    }
+
+    pub fn change(mut self, at: u64, path: Path) -> Self {
+        self.changes.push((at, path));
+        self
+    }
+
+    pub fn go(self) -> Report {
+        let count = self.flows.len();
+        let mut world = World {
+            now: 0,
+            count: 0,
+            events: BinaryHeap::new(),
+            link: Link::new(self.path, self.seed),
+            flows: self.flows,
+            timers: vec![u64::MAX; count],
+        };
+        (0..count).for_each(|flow| world.at(world.flows[flow].start, Event::Wake(flow)));
+        self.changes.iter().enumerate().for_each(|(i, change)| world.at(change.0, Event::Change(i)));
+        world.at(0, Event::Look);
+        let mut report = Report { seconds: vec![Vec::new(); count], ..Report::default() };
+        let (mut queue, mut at_from, mut last) = (Vec::new(), vec![0; count], vec![0; count]);
+        let (mut carried, mut carried_all) = (0.0, 0.0);
+        let (mut offered, mut dropped, mut policed) = (0, 0, 0);
+        while let Some(Reverse((at, _, event))) = world.events.pop() {
+            if at >= self.time {
+                break;
+            }
+            world.now = at;
+            match event {
+                Event::Look => {
+                    let path = world.link.path;
+                    let rate = path.policer.map_or(path.rate, |(rate, _)| rate.min(path.rate)) * (1.0 - path.loss);
+                    carried_all += rate / 1e3;
+                    if at >= self.from {
+                        queue.push(world.link.queue_delay());
+                        carried += rate / 1e3;
+                    }
+                    if at == self.from {
+                        at_from = world.flows.iter().map(|f| f.delivered).collect();
+                        (offered, dropped, policed) = (world.link.offered, world.link.dropped, world.link.policed);
+                    }
+                    if at > 0 && at % SECOND == 0 {
+                        for (i, flow) in world.flows.iter().enumerate() {
+                            report.seconds[i].push((flow.delivered - last[i]) as f64 * 8e-6);
+                            last[i] = flow.delivered;
+                        }
+                    }
+                    if let Some(every) = self.trace.filter(|every| at % every == 0) {
+                        let _ = every;
+                        println!(
+                            "{:7.2}s queue {:6.1} ms {}",
+                            at as f64 / 1e9,
+                            world.link.queue_delay() as f64 / 1e6,
+                            world.flows.iter().map(|f| f.control.describe()).collect::<Vec<_>>().join(" | ")
+                        );
+                    }
+                    world.at(at + MILLI, Event::Look);
+                }
+                Event::Change(i) => world.link.path = self.changes[i].1,
+                event => world.handle(event),
+            }
+        }
+        queue.sort_unstable();
+        let time = (self.time - self.from) as f64 / 1e9;
+        report.mbit =
+            world.flows.iter().zip(&at_from).map(|(f, from)| (f.delivered - from) as f64 * 8e-6 / time).collect();
+        report.used = report.total() * 1e6 * time / carried;
+        report.used_all = world.flows.iter().map(|f| f.delivered).sum::<u64>() as f64 * 8.0 / carried_all;
+        let sent = (world.link.offered - offered).max(1) as f64;
+        report.dropped = (world.link.dropped - dropped) as f64 / sent;
+        report.policed = (world.link.policed - policed) as f64 / sent;
+        let part = |p: f64| queue.get((queue.len() as f64 * p) as usize).or(queue.last()).map_or(0.0, |q| *q as f64 / 1e6);
+        report.queue = [part(0.5), part(0.99), part(1.0)];
+        report
+    }
+}
+
+impl World {
+    fn at(&mut self, at: u64, event: Event) {
+        self.count += 1;
+        self.events.push(Reverse((at.max(self.now), self.count, event)));
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Depart => {
+                let (arrival, next) = self.link.depart(self.now);
+                if let Some((at, packet)) = arrival {
+                    let extra = self.flows[packet.flow].extra / 2;
+                    self.at(at + extra, Event::Arrive(packet.flow, packet.number));
+                }
+                if let Some(next) = next {
+                    self.at(next, Event::Depart);
+                }
+            }
+            Event::Arrive(flow, number) => {
+                if let Some(at) = self.flows[flow].arrived(self.now, number) {
+                    self.at(at, Event::AckDue(flow));
+                }
+            }
+            Event::AckDue(flow) => {
+                let lost = self.link.path.ack_loss > 0.0 && self.link.chance.roll() < self.link.path.ack_loss;
+                if let Some(numbers) = self.flows[flow].acknowledge(self.now, lost) {
+                    let path = self.link.path;
+                    let mut at = self.now + path.rtt / 2 + self.flows[flow].extra / 2;
+                    if path.ack_every > 0 {
+                        at = at.next_multiple_of(path.ack_every);
+                    }
+                    self.at(at, Event::Acked(flow, numbers));
+                }
+            }
+            Event::Acked(flow, numbers) => {
+                self.flows[flow].acknowledged(self.now, &numbers);
+                self.send(flow);
+            }
+            Event::Wake(flow) => self.send(flow),
+            Event::Timer(flow) => {
+                self.timers[flow] = u64::MAX;
+                if self.now >= self.flows[flow].deadline() {
+                    self.flows[flow].timeout(self.now);
+                }
+                self.send(flow);
+            }
+            Event::Change(_) | Event::Look => {}
+        }
+    }
+
+    fn send(&mut self, flow: usize) {
+        let before = self.flows[flow].wake;
+        for number in self.flows[flow].send(self.now) {
+            let packet = Packet { flow, number, size: MTU + WIRE };
+            if let Some(at) = self.link.offer(self.now, packet) {
+                self.at(at, Event::Depart);
+            }
+        }
+        let wake = self.flows[flow].wake;
+        if wake != u64::MAX && wake != before {
+            self.at(wake, Event::Wake(flow));
+        }
+        let deadline = self.flows[flow].deadline();
+        if deadline != u64::MAX && (self.timers[flow] == u64::MAX || self.timers[flow] < self.now) {
+            self.timers[flow] = deadline;
+            self.at(deadline, Event::Timer(flow));
+        }
+    }
+}
