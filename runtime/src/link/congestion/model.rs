@@ -219,7 +219,9 @@ impl Model {
 
     fn learn(&mut self, now: Nanos, acked: u64, sample: &Sample) {
         self.srtt = if self.srtt == 0 { sample.rtt } else { (7 * self.srtt + sample.rtt) / 8 };
-        self.min_rtt.offer(now, sample.rtt);
+        if self.min_rtt.offer(now, sample.rtt) {
+            self.losses.forget_chance();
+        }
         self.dice.stir(now);
         let round = &mut self.round;
         round.min_rtt = if round.samples == 0 { sample.rtt } else { round.min_rtt.min(sample.rtt) };
@@ -235,11 +237,10 @@ impl Model {
         self.heaps.acked(now, acked, self.bandwidth.get());
     }
 
-    /// Bytes that fill a path of this length with so many times the bandwidth. Bytes that are lost use the link as well,
-    /// and are not delivered.
+    /// Bytes that fill a path of this length with so many times the bandwidth. Nothing is added for bytes that are lost
+    /// and use the link as well: whoever answers to loss by sending more makes a policer's loss grow without end.
     fn target(&self, gain: f64, rtt: f64) -> f64 {
-        let fill = gain * self.bandwidth.get() * rtt / 1e9 / (1.0 - self.losses.chance());
-        fill + self.heap_room() + (2 * self.mtu) as f64
+        gain * self.bandwidth.get() * rtt / 1e9 + self.heap_room() + (2 * self.mtu) as f64
     }
 
     /// Room for acknowledgements that come in heaps.
@@ -258,6 +259,9 @@ impl Model {
         let target = self.wanted().min(MOST_WINDOW) as u64;
         self.window = if target >= self.window {
             target.min(self.window + acked)
+        } else if self.course.phase() == Phase::ProbeRtt {
+            // At once: what counts is that all flows that see a path's length do so at the same time.
+            target
         } else {
             target.max(self.window.saturating_sub(acked / 2))
         };

@@ -49,13 +49,13 @@ impl MinRtt {
         self.value
     }
 
-    /// Takes a round trip into account.
-    pub(super) const fn offer(&mut self, now: Nanos, rtt: Nanos) {
-        if self.value == 0 || rtt < self.value {
+    /// Takes a round trip into account. Returns whether the path is much shorter than was believed.
+    pub(super) const fn offer(&mut self, now: Nanos, rtt: Nanos) -> bool {
+        let shorter = rtt < self.value / 10 * 9;
+        if self.value == 0 || rtt <= self.value {
             self.set(now, rtt);
-        } else if rtt <= self.value + self.value / 32 + MILLI / 3 {
-            self.seen = now;
         }
+        shorter
     }
 
     /// Believes this one instead.

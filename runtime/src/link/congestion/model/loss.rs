@@ -1,26 +1,27 @@
 //! What losses mean. A packet is judged by what the flow did when it was sent: lost while the flow sent less than the
-//! link carries, it was lost by chance, and the share of such packets is what the path loses anyway. What is lost
-//! beyond that share was too much for a queue or for a policer.
+//! link carries and no queue was seen, it was lost by chance. The share of such packets is what the path loses anyway;
+//! what is lost beyond it was too much for a queue or for a policer.
 
 use std::collections::VecDeque;
 
 use super::{Nanos, Phase};
 
-/// Most that is believed to be lost by chance.
+/// Most that is believed to be lost by chance, and most as long as it was seen only once.
 const MOST_CHANCE: f64 = 0.25;
-/// Packets after which what was counted of chance weighs half.
-const MEMORY: f64 = 4000.0;
-/// Packets without loss that are assumed before anything was counted.
-const PRIOR: f64 = 50.0;
+const MOST_ONCE: f64 = 0.04;
+/// Packets that make up one look at chance.
+const ENOUGH: f64 = 100.0;
+/// Looks that are kept. The lowest is believed: a policer looks like chance as long as too much is sent.
+const LOOKS: usize = 4;
 /// Stretches of sending that are kept: what is acknowledged was sent at most two or three of them ago.
-const SPANS: usize = 8;
+const SPANS: usize = 6;
 
 /// A stretch of sending in one phase.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     from: Nanos,
-    pub(super) phase: Phase,
-    /// Whether the queue should be empty: nothing that is lost is lost for want of room.
+    phase: Phase,
+    /// Whether nothing that is lost should be lost for want of room.
     calm: bool,
     /// Bytes.
     pub(super) acked: u64,
@@ -32,21 +33,26 @@ pub(super) struct Span {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Losses {
     spans: VecDeque<Span>,
-    /// Packets sent while it was calm, and those among them that were lost; both fade.
-    calm: (f64, f64),
+    /// Packets of this look, and those among them that were lost.
+    look: (f64, f64),
+    /// Shares lost in the last looks, newest first.
+    looks: VecDeque<f64>,
 }
 
 impl Losses {
-    /// From now on packets are sent in this phase.
+    /// From now on packets are sent in this phase; `calm` if less than the link carries.
     pub(super) fn begin(&mut self, now: Nanos, phase: Phase, calm: bool) {
-        if self.spans.len() >= SPANS {
-            self.spans.pop_front();
+        if calm && self.look.0 >= ENOUGH {
+            self.looks.truncate(LOOKS - 1);
+            self.looks.push_front(self.look.1 / self.look.0);
+            self.look = (0.0, 0.0);
         }
-        self.spans.push_back(Span { from: now, phase, calm, acked: 0, lost: 0 });
+        self.spans.truncate(SPANS - 1);
+        self.spans.push_front(Span { from: now, phase, calm, acked: 0, lost: 0 });
     }
 
     fn span(&mut self, sent: Nanos) -> Option<&mut Span> {
-        self.spans.iter_mut().rev().find(|span| span.from <= sent)
+        self.spans.iter_mut().find(|span| span.from <= sent)
     }
 
     /// Notes a delivered packet; `empty` if its round trip shows no queue.
@@ -54,7 +60,7 @@ impl Losses {
         let Some(span) = self.span(sent) else { return };
         span.acked += bytes;
         if span.calm && empty {
-            self.count(1.0, 0.0);
+            self.look.0 += 1.0;
         }
     }
 
@@ -64,23 +70,28 @@ impl Losses {
         span.lost += bytes;
         if span.calm && empty {
             let packets = bytes as f64 / mtu as f64;
-            self.count(packets, packets);
+            self.look = (self.look.0 + packets, self.look.1 + packets);
         }
-    }
-
-    fn count(&mut self, all: f64, lost: f64) {
-        let fade = (1.0 - all / MEMORY).max(0.5);
-        self.calm = (self.calm.0 * fade + all, self.calm.1 * fade + lost);
     }
 
     /// The stretch of this phase that was begun last.
     pub(super) fn last(&self, phase: Phase) -> Option<Span> {
-        self.spans.iter().rev().find(|span| span.phase == phase).copied()
+        self.spans.iter().find(|span| span.phase == phase).copied()
+    }
+
+    /// Forgets what was taken for chance: the queue was not as empty as it looked.
+    pub(super) fn forget_chance(&mut self) {
+        self.looks.clear();
+        self.look = (0.0, 0.0);
     }
 
     /// The share of packets that the path loses by chance, from 0 to 1.
     pub(super) fn chance(&self) -> f64 {
-        (self.calm.1 / (self.calm.0 + PRIOR)).min(MOST_CHANCE)
+        match self.looks.iter().copied().reduce(f64::min) {
+            Some(lowest) if self.looks.len() > 1 => lowest.min(MOST_CHANCE),
+            Some(only) => only.min(MOST_ONCE),
+            None => (self.look.1 / (self.look.0 + ENOUGH)).min(MOST_ONCE),
+        }
     }
 
     /// Whether so many bytes lost of so many are more than chance explains, by at least this share.

@@ -54,11 +54,24 @@ const STARTUP_ROUNDS: u32 = 3;
 /// Growth in a round of ProbeUp that makes it go on.
 const UP_GROWTH: f64 = 1.1;
 /// Share lost beyond chance that is too much.
-const TOO_LOSSY: f64 = 0.02;
-/// The same if nothing but the loss says so.
+const TOO_LOSSY: f64 = 0.01;
+/// The same in ProbeUp, whose packets are judged by themselves.
+const UP_TOO_LOSSY: f64 = 0.03;
+/// The same elsewhere if nothing but the loss says so.
 const PLAINLY_TOO_LOSSY: f64 = 0.12;
 /// Times the empty round trip that a queue of others may make the window longer.
 const LONGEST: f64 = 2.0;
+/// Part of the queue of others that the window makes up for.
+const KAPPA: f64 = 0.75;
+/// Rounds of cruising without queue that lost something and delivered less than the bandwidth, after which the bandwidth
+/// is not believed any more, and how much less.
+const DOUBT: (u32, f64) = (3, 0.97);
+/// Most loss by chance that explains it.
+const DOUBTLESS: f64 = 0.06;
+/// Probes of the path's length that must agree, on a path that loses packets, that it has become longer, and how far
+/// they lie apart at least.
+const AGREE: u32 = 3;
+const AGAIN: Nanos = 2 * SECOND;
 /// Drains whose findings about others are kept.
 const DRAINS: usize = 3;
 
@@ -88,8 +101,12 @@ pub(super) struct Course {
     cap: Option<f64>,
     /// Rounds in a row that showed a slower link.
     slower: u32,
-    /// Rounds in a row of cruising that lost more than chance.
-    lossy: u32,
+    /// Rounds in a row of cruising that delivered less than the bandwidth, and the most that one of them did.
+    doubt: (u32, f64),
+    /// Probes that found the path longer, the shortest that they found, and when to try again.
+    tries: u32,
+    longest_try: Nanos,
+    again: Nanos,
     /// Whether the length of the path is to be taken from the next drain.
     relearn: bool,
 }
@@ -140,14 +157,14 @@ impl Model {
     /// The round trip with the queue of others, but without ours.
     fn usual_rtt(&self) -> f64 {
         let empty = self.min_rtt.get() as f64;
-        self.course.drained().map_or(empty, |rtt| (rtt as f64).clamp(empty, LONGEST * empty))
+        self.course.drained().map_or(empty, |rtt| (empty + KAPPA * (rtt as f64 - empty)).clamp(empty, LONGEST * empty))
     }
 
     fn enter(&mut self, now: Nanos, phase: Phase) {
         let course = &mut self.course;
         (course.phase, course.since, course.rounds, course.count) = (phase, now, 0, 0);
         (course.reached, course.measured, course.shortest) = (None, (0, 0), 0);
-        (course.slower, course.lossy) = (0, 0);
+        (course.slower, course.doubt) = (0, (0, 0.0));
         course.before = self.bandwidth.get();
         match phase {
             Phase::Cruise => self.plan_cruise(),
@@ -194,6 +211,23 @@ impl Model {
         }
     }
 
+    /// The path's length was probed.
+    fn probed(&mut self, now: Nanos, rtt: Nanos) {
+        let course = &mut self.course;
+        course.longest_try = if course.tries == 0 { rtt } else { course.longest_try.min(rtt) };
+        course.tries += 1;
+        let longer = self.min_rtt.shows_queue(rtt);
+        if longer && self.losses.chance() > TOO_LOSSY && course.tries < AGREE {
+            // It may be the queue of others, that is full all the time. They probe as well.
+            course.again = now + AGAIN + (self.dice.roll() * AGAIN as f64) as u64;
+            return;
+        }
+        (course.tries, course.again) = (0, 0);
+        let believed = if longer { course.longest_try } else { rtt };
+        self.min_rtt.set(now, believed);
+        course.drained = [0; DRAINS];
+    }
+
     /// Whether the link has become much slower: a filter for the highest bandwidth would not notice for long.
     fn is_slower(&mut self, round: &Round) -> bool {
         let slow = round.best > 0.0 && round.best < 0.5 * self.bandwidth.get() && !round.app_limited;
@@ -211,7 +245,7 @@ impl Model {
 
     /// Fewer bytes in flight from now on: not less than what fills the link.
     fn limit(&mut self, rate: f64, rtt: f64) {
-        let floor = rate * rtt / 1e9 / (1.0 - self.losses.chance()) + self.heap_room();
+        let floor = rate * rtt / 1e9 + self.heap_room();
         let cap = (0.85 * self.window as f64).max(floor);
         self.course.cap = Some(self.course.cap.map_or(cap, |old| old.min(cap)));
     }
@@ -237,9 +271,10 @@ impl Model {
     }
 
     fn cruise_round(&mut self, now: Nanos, round: &Round, rate: f64) {
-        if self.too_lossy(round) {
+        if self.min_rtt.shows_queue(round.min_rtt) && self.too_lossy(round) {
             self.limit(rate, self.usual_rtt());
         }
+        self.doubt(round, rate);
         let course = &self.course;
         let over = now.saturating_sub(course.since) >= course.cruise.0 || course.rounds >= course.cruise.1;
         if over && !round.app_limited {
@@ -248,8 +283,30 @@ impl Model {
         }
     }
 
+    /// A policer drops what is beyond its rate without a queue, after it has let a burst pass that looked like a faster
+    /// link. Then each round delivers less than it should. Where losses are chance, the window makes up for them, and
+    /// rounds deliver the bandwidth.
+    fn doubt(&mut self, round: &Round, rate: f64) {
+        let less = round.lost > 0 && !round.app_limited && !self.min_rtt.shows_queue(round.min_rtt);
+        let course = &mut self.course;
+        let chance = self.losses.chance().min(DOUBTLESS);
+        if !less || rate >= DOUBT.1 * (1.0 - chance) * self.bandwidth.get() {
+            course.doubt = (0, 0.0);
+            return;
+        }
+        course.doubt = (course.doubt.0 + 1, course.doubt.1.max(rate));
+        if course.doubt.0 >= DOUBT.0 {
+            let rate = course.doubt.1;
+            course.doubt = (0, 0.0);
+            // Without the room for uneven acknowledgements, which is sent in vain here.
+            course.cap = Some(rate * self.min_rtt.get() as f64 / 1e9);
+            self.bandwidth.set(rate);
+        }
+    }
+
     fn up_round(&mut self, now: Nanos, round: &Round) {
-        if self.too_lossy(round) {
+        let own = self.losses.last(Phase::ProbeUp).map_or((0, 0), |span| (span.lost, span.lost + span.acked));
+        if self.too_lossy(round) || self.losses.excess(own.0, own.1, UP_TOO_LOSSY, self.mtu) {
             self.limit(self.bandwidth.get(), self.min_rtt.get() as f64);
             self.enter(now, Phase::Drain);
             return;
@@ -284,7 +341,7 @@ impl Model {
             Phase::Drain => self.drain_step(now, sample),
             Phase::ProbeRtt => self.probe_rtt_step(now, sample),
             Phase::Cruise | Phase::ProbeUp => {
-                if self.min_rtt.is_old(now) {
+                if self.min_rtt.is_old(now) && now >= self.course.again {
                     self.enter(now, Phase::ProbeRtt);
                 }
             }
@@ -317,7 +374,7 @@ impl Model {
             self.course.drained.rotate_right(1);
             self.course.drained[0] = sum / u64::from(count);
         }
-        if self.course.relearn && self.min_rtt.shows_queue(self.course.shortest) {
+        if self.course.relearn && self.min_rtt.shows_queue(self.course.shortest) && self.losses.chance() < TOO_LOSSY {
             self.min_rtt.set(now, self.course.shortest);
             self.course.drained = [0; DRAINS];
         }
@@ -336,8 +393,7 @@ impl Model {
         if now.saturating_sub(reached) < PROBE_RTT_TIME || self.course.measured.1 == 0 {
             return;
         }
-        self.min_rtt.set(now, self.course.shortest);
-        self.course.drained = [0; DRAINS];
+        self.probed(now, self.course.shortest);
         self.enter(now, Phase::Cruise);
     }
 }
