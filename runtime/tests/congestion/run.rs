@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::{
     flow::{Flow, MTU, WIRE},
-    link::{Link, MILLI, Packet, Path, SECOND},
+    link::{Chance, Link, MILLI, Packet, Path, SECOND},
 };
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,7 +118,12 @@ impl Run {
             flows: self.flows,
             timers: vec![u64::MAX; count],
         };
-        (0..count).for_each(|flow| world.at(world.flows[flow].start, Event::Wake(flow)));
+        // Nobody starts in the same nanosecond, and each seed is another story.
+        let mut chance = Chance(self.seed ^ 0x5eed);
+        for flow in 0..count {
+            world.flows[flow].start += (chance.roll() * 30.0 * MILLI as f64) as u64;
+            world.at(world.flows[flow].start, Event::Wake(flow));
+        }
         self.changes.iter().enumerate().for_each(|(i, change)| world.at(change.0, Event::Change(i)));
         world.at(0, Event::Look);
         let mut report = Report { seconds: vec![Vec::new(); count], ..Report::default() };

@@ -221,6 +221,7 @@ impl Model {
         self.srtt = if self.srtt == 0 { sample.rtt } else { (7 * self.srtt + sample.rtt) / 8 };
         if self.min_rtt.offer(now, sample.rtt) {
             self.losses.forget_chance();
+            self.course.meet_others();
         }
         self.dice.stir(now);
         let round = &mut self.round;

@@ -10,7 +10,7 @@ use super::{Nanos, Phase};
 const MOST_CHANCE: f64 = 0.25;
 const MOST_ONCE: f64 = 0.04;
 /// Packets that make up one look at chance.
-const ENOUGH: f64 = 100.0;
+const ENOUGH: f64 = 200.0;
 /// Looks that are kept. The lowest is believed: a policer looks like chance as long as too much is sent.
 const LOOKS: usize = 4;
 /// Stretches of sending that are kept: what is acknowledged was sent at most two or three of them ago.
@@ -92,6 +92,11 @@ impl Losses {
             Some(only) => only.min(MOST_ONCE),
             None => (self.look.1 / (self.look.0 + ENOUGH)).min(MOST_ONCE),
         }
+    }
+
+    /// The same without the caution: what chance loses on average.
+    pub(super) fn usual(&self) -> f64 {
+        if self.looks.len() > 1 { self.looks.iter().sum::<f64>() / self.looks.len() as f64 } else { self.chance() }
     }
 
     /// Whether so many bytes lost of so many are more than chance explains, by at least this share.

@@ -45,7 +45,7 @@ const UP: f64 = 1.25;
 const STARTUP: f64 = 2.0;
 const PROBE_RTT: f64 = 0.5;
 /// Packets that trying for more is at least.
-const UP_PACKETS: u64 = 8;
+const UP_PACKETS: u64 = 3;
 /// How long a probe of the path's length lasts once little is in flight.
 const PROBE_RTT_TIME: Nanos = 200 * MILLI;
 /// Growth of the bandwidth in a round below which Startup has found it, and for how many rounds.
@@ -61,8 +61,12 @@ const UP_TOO_LOSSY: f64 = 0.03;
 const PLAINLY_TOO_LOSSY: f64 = 0.12;
 /// Times the empty round trip that a queue of others may make the window longer.
 const LONGEST: f64 = 2.0;
-/// Part of the queue of others that the window makes up for.
-const KAPPA: f64 = 0.75;
+/// The window makes up for the queue of others, and for the less of it the more is lost at queues: so much of it at most,
+/// when such a share is lost beyond chance. What was lost in a cycle fades by this in the next.
+const MAKE_UP: f64 = 0.9;
+const YIELDS: f64 = 0.5;
+const CROWDED: f64 = 0.007;
+const CROWD_FADES: f64 = 0.9;
 /// Rounds of cruising without queue that lost something and delivered less than the bandwidth, after which the bandwidth
 /// is not believed any more, and how much less.
 const DOUBT: (u32, f64) = (3, 0.97);
@@ -72,6 +76,8 @@ const DOUBTLESS: f64 = 0.06;
 /// they lie apart at least.
 const AGREE: u32 = 3;
 const AGAIN: Nanos = 2 * SECOND;
+/// Times the empty round trip that is left after a drain if there are others.
+const OTHERS: f64 = 1.08;
 /// Drains whose findings about others are kept.
 const DRAINS: usize = 3;
 
@@ -95,6 +101,12 @@ pub(super) struct Course {
     shortest: Nanos,
     /// Mean round trip of the last drains; 0 for none.
     drained: [Nanos; DRAINS],
+    /// Drains until others are forgotten whose queue was seen.
+    others: u32,
+    /// Part of the queue of others that the window does not make up for, from 0 to 1.
+    yielding: f64,
+    /// Bytes delivered and lost in this cycle while there was a queue.
+    queued: (f64, f64),
     /// How long, and for how many rounds, to cruise.
     cruise: (Nanos, u32),
     /// Most bytes in flight, after too many were lost.
@@ -131,15 +143,19 @@ impl Course {
         }
     }
 
-    /// Lowest mean round trip of the last drains: what noise and the queue of others cost.
-    fn drained(&self) -> Option<Nanos> {
-        self.drained.iter().copied().filter(|rtt| *rtt > 0).min()
+    /// The path is shorter than was believed: what was taken for its length was the queue of others.
+    pub(super) const fn meet_others(&mut self) {
+        self.others = DRAINS as u32;
     }
 
-    /// Highest of them.
-    fn drained_most(&self) -> Nanos {
-        self.drained.iter().copied().max().unwrap_or(0)
+    /// Lowest mean round trip of the last drains: what noise and the queue of others cost.
+    fn drained(&self) -> Option<Nanos> {
+        let mut known = self.drained;
+        known.sort_unstable();
+        // Zeros come first: one or two that are known are the largest.
+        known.get(if known[0] == 0 { 2 } else { 1 }).copied().filter(|rtt| *rtt > 0)
     }
+
 }
 
 impl Model {
@@ -157,7 +173,7 @@ impl Model {
     /// The round trip with the queue of others, but without ours.
     fn usual_rtt(&self) -> f64 {
         let empty = self.min_rtt.get() as f64;
-        self.course.drained().map_or(empty, |rtt| (empty + KAPPA * (rtt as f64 - empty)).clamp(empty, LONGEST * empty))
+        self.course.drained().map_or(empty, |rtt| (empty + (MAKE_UP - self.course.yielding) * (rtt as f64 - empty)).clamp(empty, LONGEST * empty))
     }
 
     fn enter(&mut self, now: Nanos, phase: Phase) {
@@ -177,10 +193,13 @@ impl Model {
 
     /// How long to cruise: a second or two, and less next to others, so that shares become even soon.
     fn plan_cruise(&mut self) {
+        let (acked, lost) = self.course.queued;
+        let excess = lost / (acked + lost).max(1.0) - self.losses.usual();
+        self.course.queued = (acked * CROWD_FADES, lost * CROWD_FADES);
+        self.course.yielding = (excess / CROWDED).clamp(0.0, YIELDS);
         let roll = self.dice.roll();
         let time = 1200 * MILLI + (roll * 800.0) as u64 * MILLI;
-        let others = self.course.drained_most() as f64 > 1.08 * self.min_rtt.get() as f64;
-        let rounds = if others {
+        let rounds = if self.course.others > 0 {
             5 + (roll * 4.0) as u32
         } else {
             u32::try_from(self.window / self.mtu).unwrap_or(u32::MAX).min(62)
@@ -193,6 +212,10 @@ impl Model {
         self.course.rounds += 1;
         self.heaps.round();
         let round = self.round;
+        if self.min_rtt.shows_queue(round.min_rtt) {
+            self.course.queued.0 += round.acked as f64;
+            self.course.queued.1 += round.lost as f64;
+        }
         let usable = sample.interval as f64 >= 0.9 * self.min_rtt.get() as f64;
         if usable && (!sample.app_limited || sample.rate > self.bandwidth.get()) {
             self.bandwidth.offer(sample.rate);
@@ -315,7 +338,9 @@ impl Model {
             return;
         }
         let bandwidth = self.bandwidth.get();
-        if bandwidth >= UP_GROWTH * self.course.before {
+        // Next to others, more for us is less for them.
+        let alone = self.course.others == 0 && !self.min_rtt.shows_queue(round.min_rtt);
+        if alone && bandwidth >= UP_GROWTH * self.course.before {
             self.course.before = bandwidth;
             self.course.count += 1;
             if self.course.count >= 2 {
@@ -372,7 +397,10 @@ impl Model {
         let (sum, count) = self.course.measured;
         if count > 0 {
             self.course.drained.rotate_right(1);
-            self.course.drained[0] = sum / u64::from(count);
+            let rtt = sum / u64::from(count);
+            self.course.drained[0] = rtt;
+            let others = rtt as f64 > OTHERS * min as f64;
+            self.course.others = if others { DRAINS as u32 } else { self.course.others.saturating_sub(1) };
         }
         if self.course.relearn && self.min_rtt.shows_queue(self.course.shortest) && self.losses.chance() < TOO_LOSSY {
             self.min_rtt.set(now, self.course.shortest);
