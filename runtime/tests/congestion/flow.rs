@@ -4,18 +4,21 @@
 
 use std::collections::BTreeMap;
 
-use runtime::link::congestion::model::{Loss, Model, Phase};
+use runtime::link::congestion::model::{Loss, Model};
 
-use super::link::MILLI;
+use super::{
+    link::MILLI,
+    rival::{Kind, Rival},
+};
 
 /// Bytes of a packet for the controller, and what the wire adds.
-pub const MTU: u64 = 1452;
-pub const WIRE: u64 = 28;
+pub(crate) const MTU: u64 = 1452;
+pub(crate) const WIRE: u64 = 28;
 const ACK_DELAY: u64 = 25 * MILLI;
 const BURST_TIME: u64 = 2 * MILLI;
 
 /// Decides about the window.
-pub trait Control: std::fmt::Debug {
+pub(crate) trait Control: std::fmt::Debug {
     fn on_sent(&mut self, _now: u64, _bytes: u64) {}
     fn on_ack(&mut self, now: u64, sent: u64, bytes: u64, app_limited: bool);
     fn on_acks_end(&mut self, _now: u64, _in_flight: u64, _app_limited: bool) {}
@@ -23,12 +26,6 @@ pub trait Control: std::fmt::Debug {
     fn window(&self) -> u64;
     fn paced(&self) -> bool {
         true
-    }
-    fn phase(&self) -> Option<Phase> {
-        None
-    }
-    fn describe(&self) -> String {
-        String::new()
     }
 }
 
@@ -48,25 +45,11 @@ impl Control for Model {
     fn window(&self) -> u64 {
         Self::window(self)
     }
-    fn phase(&self) -> Option<Phase> {
-        Some(self.state().phase)
-    }
-    fn describe(&self) -> String {
-        let s = self.state();
-        format!(
-            "{:9} bw {:6.1} min {:5.1} chance {:4.1}% win {:5}",
-            s.phase.name(),
-            s.bandwidth * 8e-6,
-            s.min_rtt as f64 / 1e6,
-            s.chance_loss * 100.0,
-            s.window / 1000
-        )
-    }
 }
 
 /// What a flow has to send.
 #[derive(Clone, Copy, Debug)]
-pub enum App {
+pub(crate) enum App {
     Bulk,
     /// So many bits per second in portions, one every 20 ms.
     Trickle(f64),
@@ -80,18 +63,18 @@ struct Receiver {
 }
 
 #[derive(Debug)]
-pub struct Flow {
-    pub control: Box<dyn Control>,
+pub(crate) struct Flow {
+    pub(crate) control: Box<dyn Control>,
     app: App,
-    pub start: u64,
-    pub stop: u64,
+    pub(crate) start: u64,
+    pub(crate) stop: u64,
     /// Added to the path's round trip.
-    pub extra: u64,
+    pub(crate) extra: u64,
     next: u64,
     in_flight: BTreeMap<u64, (u64, u64)>,
     bytes_in_flight: u64,
     largest_acked: u64,
-    pub srtt: u64,
+    pub(crate) srtt: u64,
     latest: u64,
     var: u64,
     tokens: u64,
@@ -103,14 +86,14 @@ pub struct Flow {
     silent_since: u64,
     pto_count: u32,
     receiver: Receiver,
-    pub delivered: u64,
-    pub sent_packets: u64,
-    pub lost_packets: u64,
-    pub wake: u64,
+    pub(crate) delivered: u64,
+    pub(crate) sent_packets: u64,
+    pub(crate) lost_packets: u64,
+    pub(crate) wake: u64,
 }
 
 impl Flow {
-    pub fn new(control: Box<dyn Control>) -> Self {
+    pub(crate) fn new(control: Box<dyn Control>) -> Self {
         Self {
             control,
             app: App::Bulk,
@@ -140,19 +123,23 @@ impl Flow {
         }
     }
 
-    pub fn ours(seed: u64) -> Self {
+    pub(crate) fn ours(seed: u64) -> Self {
         Self::new(Box::new(Model::new(MTU as u16, seed)))
     }
 
-    pub fn between(self, start: u64, stop: u64) -> Self {
+    pub(crate) fn rival(kind: Kind) -> Self {
+        Self::new(Box::new(Rival::new(kind, MTU)))
+    }
+
+    pub(crate) fn between(self, start: u64, stop: u64) -> Self {
         Self { start, stop, owed_at: start, silent_since: start, ..self }
     }
 
-    pub fn with_app(self, app: App) -> Self {
+    pub(crate) fn with_app(self, app: App) -> Self {
         Self { app, ..self }
     }
 
-    pub fn with_extra(self, extra: u64) -> Self {
+    pub(crate) fn with_extra(self, extra: u64) -> Self {
         Self { extra, ..self }
     }
 
@@ -202,7 +189,7 @@ impl Flow {
     }
 
     /// Sends what may be sent; returns the numbers of the packets.
-    pub fn send(&mut self, now: u64) -> Vec<u64> {
+    pub(crate) fn send(&mut self, now: u64) -> Vec<u64> {
         let mut out = Vec::new();
         let (mut blocked, mut burst) = (false, 0);
         self.wake = u64::MAX;
@@ -250,12 +237,12 @@ impl Flow {
     }
 
     /// When time alone makes something happen here.
-    pub fn deadline(&self) -> u64 {
+    pub(crate) fn deadline(&self) -> u64 {
         if self.in_flight.is_empty() { u64::MAX } else { self.silent_since + self.pto() }
     }
 
     /// Nothing was heard for long.
-    pub fn timeout(&mut self, now: u64) {
+    pub(crate) fn timeout(&mut self, now: u64) {
         if now >= self.deadline() {
             self.pto_count += 1;
             self.probes = 2;
@@ -265,7 +252,7 @@ impl Flow {
     }
 
     /// Acknowledged packets, in order of their numbers.
-    pub fn acknowledged(&mut self, now: u64, numbers: &[u64]) {
+    pub(crate) fn acknowledged(&mut self, now: u64, numbers: &[u64]) {
         let mut newest = None;
         for number in numbers {
             let Some((sent, bytes)) = self.in_flight.remove(number) else { continue };
@@ -321,7 +308,7 @@ impl Flow {
     }
 
     /// A packet arrived. Returns when an acknowledgement goes out: now, or later.
-    pub fn arrived(&mut self, now: u64, number: u64) -> Option<u64> {
+    pub(crate) fn arrived(&mut self, now: u64, number: u64) -> Option<u64> {
         let receiver = &mut self.receiver;
         let in_order = number == receiver.next;
         receiver.next = receiver.next.max(number + 1);
@@ -337,7 +324,7 @@ impl Flow {
     }
 
     /// What the acknowledgement says that goes out now, if it is due.
-    pub fn acknowledge(&mut self, now: u64, lost: bool) -> Option<Vec<u64>> {
+    pub(crate) fn acknowledge(&mut self, now: u64, lost: bool) -> Option<Vec<u64>> {
         let receiver = &mut self.receiver;
         let due = receiver.pending.len() >= 2 || receiver.timer.is_some_and(|at| at <= now);
         if !due || receiver.pending.is_empty() {

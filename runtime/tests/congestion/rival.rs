@@ -5,13 +5,13 @@ use super::flow::Control;
 use super::link::MILLI;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Cubic,
     Reno,
 }
 
 #[derive(Debug)]
-pub struct Rival {
+pub(crate) struct Rival {
     kind: Kind,
     mtu: f64,
     window: f64,
@@ -28,7 +28,7 @@ pub struct Rival {
 }
 
 impl Rival {
-    pub fn new(kind: Kind, mtu: u64) -> Self {
+    pub(crate) fn new(kind: Kind, mtu: u64) -> Self {
         let mtu = mtu as f64;
         Self {
             kind,

@@ -21,50 +21,62 @@ enum Event {
 
 /// A run: the path, when it changes, the flows, for how long, and from when on it is measured.
 #[derive(Debug)]
-pub struct Run {
-    pub path: Path,
-    pub changes: Vec<(u64, Path)>,
-    pub flows: Vec<Flow>,
-    pub time: u64,
-    pub from: u64,
-    pub seed: u64,
-    /// Prints what the first flow believes, this often.
-    pub trace: Option<u64>,
+pub(crate) struct Run {
+    pub(crate) path: Path,
+    pub(crate) changes: Vec<(u64, Path)>,
+    pub(crate) flows: Vec<Flow>,
+    pub(crate) time: u64,
+    pub(crate) from: u64,
+    pub(crate) seed: u64,
 }
 
 /// What was measured.
 #[derive(Debug, Default)]
-pub struct Report {
+pub(crate) struct Report {
     /// Mbit/s on the wire of each flow, from `Run::from` on.
-    pub mbit: Vec<f64>,
+    pub(crate) mbit: Vec<f64>,
     /// The same for each flow and second, from the beginning.
-    pub seconds: Vec<Vec<f64>>,
+    pub(crate) seconds: Vec<Vec<f64>>,
     /// Part of what the link could carry after losses, from `Run::from` on, and from the beginning.
-    pub used: f64,
-    pub used_all: f64,
+    pub(crate) used: f64,
+    pub(crate) used_all: f64,
     /// Shares of the packets sent that found no room in the queue, and that a policer dropped.
-    pub dropped: f64,
-    pub policed: f64,
+    pub(crate) dropped: f64,
+    pub(crate) policed: f64,
     /// Milliseconds of queue: median, 99th percentile, most; from `Run::from` on.
-    pub queue: [f64; 3],
+    pub(crate) queue: [f64; 3],
 }
 
 impl Report {
-    pub fn total(&self) -> f64 {
+    pub(crate) fn total(&self) -> f64 {
         self.mbit.iter().sum()
     }
 
     /// Jain's index: 1 if all have the same, 1/n if one has everything.
-    pub fn jain(&self) -> f64 {
+    pub(crate) fn jain(&self) -> f64 {
         let squares: f64 = self.mbit.iter().map(|x| x * x).sum();
         self.total() * self.total() / (self.mbit.len() as f64 * squares)
     }
 
-    pub fn share(&self, flow: usize) -> f64 {
+    pub(crate) fn share(&self, flow: usize) -> f64 {
         self.mbit[flow] / self.total()
     }
 
-    pub fn line(&self, name: &str) -> String {
+    /// A line of the table in the documentation.
+    pub(crate) fn row(&self, name: &str) -> String {
+        let shares: Vec<String> = self.mbit.iter().map(|x| format!("{x:.1}")).collect();
+        let shares = if shares.len() > 4 { format!("Jain {:.3}", self.jain()) } else { shares.join(" : ") };
+        format!(
+            "| {name} | {:.1} | {:.1} | {:.2} | {:.0} / {:.0} | {shares} |",
+            self.used * 100.0,
+            self.used_all * 100.0,
+            (self.dropped + self.policed) * 100.0,
+            self.queue[0],
+            self.queue[1],
+        )
+    }
+
+    pub(crate) fn line(&self, name: &str) -> String {
         let shares: Vec<String> = self.mbit.iter().map(|x| format!("{x:.1}")).collect();
         format!(
             "{name:44} used {:5.1}% (all {:5.1}%) dropped {:5.2}% policed {:5.2}% queue p50 {:6.1} p99 {:6.1} max {:6.1} ms  jain {:.3}  [{}]",
@@ -91,24 +103,24 @@ struct World {
 }
 
 impl Run {
-    pub fn new(path: Path, flows: Vec<Flow>, seconds: u64) -> Self {
-        Self { path, changes: Vec::new(), flows, time: seconds * SECOND, from: SECOND, seed: 1, trace: None }
+    pub(crate) fn new(path: Path, flows: Vec<Flow>, seconds: u64) -> Self {
+        Self { path, changes: Vec::new(), flows, time: seconds * SECOND, from: SECOND, seed: 1 }
     }
 
-    pub fn seed(self, seed: u64) -> Self {
+    pub(crate) fn seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
-    pub fn from(self, from: u64) -> Self {
+    pub(crate) fn from(self, from: u64) -> Self {
         Self { from, ..self }
     }
 
-    pub fn change(mut self, at: u64, path: Path) -> Self {
+    pub(crate) fn change(mut self, at: u64, path: Path) -> Self {
         self.changes.push((at, path));
         self
     }
 
-    pub fn go(self) -> Report {
+    pub(crate) fn go(self) -> Report {
         let count = self.flows.len();
         let mut world = World {
             now: 0,
@@ -154,15 +166,6 @@ impl Run {
                             last[i] = flow.delivered;
                         }
                     }
-                    if let Some(every) = self.trace.filter(|every| at % every == 0) {
-                        let _ = every;
-                        println!(
-                            "{:7.2}s queue {:6.1} ms {}",
-                            at as f64 / 1e9,
-                            world.link.queue_delay() as f64 / 1e6,
-                            world.flows.iter().map(|f| f.control.describe()).collect::<Vec<_>>().join(" | ")
-                        );
-                    }
                     world.at(at + MILLI, Event::Look);
                 }
                 Event::Change(i) => world.link.path = self.changes[i].1,
@@ -178,7 +181,8 @@ impl Run {
         let sent = (world.link.offered - offered).max(1) as f64;
         report.dropped = (world.link.dropped - dropped) as f64 / sent;
         report.policed = (world.link.policed - policed) as f64 / sent;
-        let part = |p: f64| queue.get((queue.len() as f64 * p) as usize).or(queue.last()).map_or(0.0, |q| *q as f64 / 1e6);
+        let part =
+            |p: f64| queue.get((queue.len() as f64 * p) as usize).or(queue.last()).map_or(0.0, |q| *q as f64 / 1e6);
         report.queue = [part(0.5), part(0.99), part(1.0)];
         report
     }

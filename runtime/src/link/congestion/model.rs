@@ -16,8 +16,8 @@ use delivery::{Delivery, Sample};
 use dice::Dice;
 use filter::{CycleMax, Heaps, MinRtt};
 use loss::Losses;
-pub use phase::Phase;
 use phase::Course;
+pub use phase::Phase;
 
 /// Time since the beginning of the model, in nanoseconds.
 pub type Nanos = u64;

@@ -71,7 +71,7 @@ const CROWD_FADES: f64 = 0.9;
 /// is not believed any more, and how much less.
 const DOUBT: (u32, f64) = (3, 0.97);
 /// Most loss by chance that explains it.
-const DOUBTLESS: f64 = 0.06;
+const DOUBTLESS: f64 = 0.12;
 /// Probes of the path's length that must agree, on a path that loses packets, that it has become longer, and how far
 /// they lie apart at least.
 const AGREE: u32 = 3;
@@ -101,6 +101,10 @@ pub(super) struct Course {
     shortest: Nanos,
     /// Mean round trip of the last drains; 0 for none.
     drained: [Nanos; DRAINS],
+    /// Rounds in a row of Startup that lost too much.
+    lossy: u32,
+    /// Short cruises that are left, after a Startup that may have ended too early.
+    soon: u32,
     /// Drains until others are forgotten whose queue was seen.
     others: u32,
     /// Part of the queue of others that the window does not make up for, from 0 to 1.
@@ -155,7 +159,6 @@ impl Course {
         // Zeros come first: one or two that are known are the largest.
         known.get(if known[0] == 0 { 2 } else { 1 }).copied().filter(|rtt| *rtt > 0)
     }
-
 }
 
 impl Model {
@@ -173,14 +176,16 @@ impl Model {
     /// The round trip with the queue of others, but without ours.
     fn usual_rtt(&self) -> f64 {
         let empty = self.min_rtt.get() as f64;
-        self.course.drained().map_or(empty, |rtt| (empty + (MAKE_UP - self.course.yielding) * (rtt as f64 - empty)).clamp(empty, LONGEST * empty))
+        self.course.drained().map_or(empty, |rtt| {
+            (empty + (MAKE_UP - self.course.yielding) * (rtt as f64 - empty)).clamp(empty, LONGEST * empty)
+        })
     }
 
     fn enter(&mut self, now: Nanos, phase: Phase) {
         let course = &mut self.course;
         (course.phase, course.since, course.rounds, course.count) = (phase, now, 0, 0);
         (course.reached, course.measured, course.shortest) = (None, (0, 0), 0);
-        (course.slower, course.doubt) = (0, (0, 0.0));
+        (course.slower, course.doubt, course.lossy) = (0, (0, 0.0), 0);
         course.before = self.bandwidth.get();
         match phase {
             Phase::Cruise => self.plan_cruise(),
@@ -199,7 +204,9 @@ impl Model {
         self.course.yielding = (excess / CROWDED).clamp(0.0, YIELDS);
         let roll = self.dice.roll();
         let time = 1200 * MILLI + (roll * 800.0) as u64 * MILLI;
-        let rounds = if self.course.others > 0 {
+        let short = self.course.others > 0 || self.course.soon > 0;
+        self.course.soon = self.course.soon.saturating_sub(1);
+        let rounds = if short {
             5 + (roll * 4.0) as u32
         } else {
             u32::try_from(self.window / self.mtu).unwrap_or(u32::MAX).min(62)
@@ -274,8 +281,11 @@ impl Model {
     }
 
     fn startup_round(&mut self, now: Nanos, round: &Round) {
-        if self.too_lossy(round) {
+        // Without a queue to see it may have been a burst of losses: it takes two rounds to believe.
+        self.course.lossy = if self.too_lossy(round) { self.course.lossy + 1 } else { 0 };
+        if self.course.lossy > 1 || (self.course.lossy > 0 && self.min_rtt.shows_queue(round.min_rtt)) {
             self.limit(self.bandwidth.get(), self.min_rtt.get() as f64);
+            self.course.soon = DRAINS as u32;
             self.enter(now, Phase::Drain);
             return;
         }
