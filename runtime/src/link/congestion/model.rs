@@ -164,6 +164,11 @@ impl Model {
         self.round.marked |= loss.bytes == 0;
         let empty = !self.min_rtt.shows_queue(self.srtt);
         self.losses.lost(loss.sent, loss.bytes, empty, self.mtu);
+        // What was lost makes room in flight, which is not to be filled while there is too much.
+        let target = self.target_now();
+        if self.bandwidth.get() > 0.0 && target < self.window {
+            self.window = self.window.saturating_sub(loss.bytes).max(target);
+        }
     }
 
     /// The path takes packets of this size.
@@ -257,7 +262,7 @@ impl Model {
             self.window += acked;
             return;
         }
-        let target = self.wanted().min(MOST_WINDOW) as u64;
+        let target = self.target_now();
         self.window = if target >= self.window {
             target.min(self.window + acked)
         } else if self.course.phase() == Phase::ProbeRtt {
@@ -266,6 +271,10 @@ impl Model {
         } else {
             target.max(self.window.saturating_sub(acked / 2))
         };
-        self.window = self.window.max(self.least_window());
+    }
+
+    /// The window that is wanted, within its bounds.
+    fn target_now(&self) -> u64 {
+        (self.wanted().min(MOST_WINDOW) as u64).max(self.least_window())
     }
 }
