@@ -212,6 +212,7 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     let metrics = Arc::new(Metrics::new(&families)?);
     let ready = Ready::new();
     let congestion = config.limits.congestion;
+    metrics.congestion.with_label_values(&[congestion.name()]).set(1);
     let limits = LinkLimits { congestion, ..link_limits() };
     let peer_limits = LinkLimits { congestion, ..peer_limits() };
     let endpoint = endpoint_config(&identity, &bundle, &limits)?;

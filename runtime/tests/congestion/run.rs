@@ -31,7 +31,7 @@ pub(crate) struct Run {
 }
 
 /// What was measured.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Report {
     /// Mbit/s on the wire of each flow, from `Run::from` on.
     pub(crate) mbit: Vec<f64>,
@@ -138,53 +138,86 @@ impl Run {
         }
         self.changes.iter().enumerate().for_each(|(i, change)| world.at(change.0, Event::Change(i)));
         world.at(0, Event::Look);
-        let mut report = Report { seconds: vec![Vec::new(); count], ..Report::default() };
-        let (mut queue, mut at_from, mut last) = (Vec::new(), vec![0; count], vec![0; count]);
-        let (mut carried, mut carried_all) = (0.0, 0.0);
-        let (mut offered, mut dropped, mut policed) = (0, 0, 0);
+        let mut seen = Seen::new(count, self.from);
         while let Some(Reverse((at, _, event))) = world.events.pop() {
             if at >= self.time {
                 break;
             }
             world.now = at;
-            match event {
-                Event::Look => {
-                    let path = world.link.path;
-                    let rate = path.policer.map_or(path.rate, |(rate, _)| rate.min(path.rate)) * (1.0 - path.loss);
-                    carried_all += rate / 1e3;
-                    if at >= self.from {
-                        queue.push(world.link.queue_delay());
-                        carried += rate / 1e3;
-                    }
-                    if at == self.from {
-                        at_from = world.flows.iter().map(|f| f.delivered).collect();
-                        (offered, dropped, policed) = (world.link.offered, world.link.dropped, world.link.policed);
-                    }
-                    if at > 0 && at % SECOND == 0 {
-                        for (i, flow) in world.flows.iter().enumerate() {
-                            report.seconds[i].push((flow.delivered - last[i]) as f64 * 8e-6);
-                            last[i] = flow.delivered;
-                        }
-                    }
-                    world.at(at + MILLI, Event::Look);
-                }
-                Event::Change(i) => world.link.path = self.changes[i].1,
-                event => world.handle(event),
+            if let Event::Change(i) = event {
+                world.link.path = self.changes[i].1;
+            } else if event == Event::Look {
+                seen.look(&world);
+                world.at(at + MILLI, Event::Look);
+            } else {
+                world.handle(event);
             }
         }
-        queue.sort_unstable();
-        let time = (self.time - self.from) as f64 / 1e9;
-        report.mbit =
-            world.flows.iter().zip(&at_from).map(|(f, from)| (f.delivered - from) as f64 * 8e-6 / time).collect();
-        report.used = report.total() * 1e6 * time / carried;
-        report.used_all = world.flows.iter().map(|f| f.delivered).sum::<u64>() as f64 * 8.0 / carried_all;
+        seen.report(&world, self.time)
+    }
+}
+
+/// What is written down each millisecond.
+struct Seen {
+    from: u64,
+    queue: Vec<u64>,
+    seconds: Vec<Vec<f64>>,
+    /// Bytes delivered at the last full second, and at `from`.
+    last: Vec<u64>,
+    at_from: Vec<u64>,
+    /// Bits that the link could carry after losses, since `from` and since the beginning.
+    carried: [f64; 2],
+    /// Packets offered, dropped and policed until `from`.
+    before: [u64; 3],
+}
+
+impl Seen {
+    fn new(count: usize, from: u64) -> Self {
+        let (queue, seconds, last) = (Vec::new(), vec![Vec::new(); count], vec![0; count]);
+        Self { from, queue, seconds, at_from: last.clone(), last, carried: [0.0; 2], before: [0; 3] }
+    }
+
+    fn look(&mut self, world: &World) {
+        let (path, at) = (world.link.path, world.now);
+        let rate = path.policer.map_or(path.rate, |(rate, _)| rate.min(path.rate)) * (1.0 - path.loss);
+        self.carried[1] += rate / 1e3;
+        if at >= self.from {
+            self.queue.push(world.link.queue_delay());
+            self.carried[0] += rate / 1e3;
+        }
+        if at == self.from {
+            self.at_from = world.flows.iter().map(|f| f.delivered).collect();
+            self.before = [world.link.offered, world.link.dropped, world.link.policed];
+        }
+        if at > 0 && at.is_multiple_of(SECOND) {
+            for (i, flow) in world.flows.iter().enumerate() {
+                self.seconds[i].push((flow.delivered - self.last[i]) as f64 * 8e-6);
+                self.last[i] = flow.delivered;
+            }
+        }
+    }
+
+    fn report(mut self, world: &World, until: u64) -> Report {
+        self.queue.sort_unstable();
+        let time = (until - self.from) as f64 / 1e9;
+        let since = |(flow, from): (&Flow, &u64)| (flow.delivered - from) as f64 * 8e-6 / time;
+        let mbit: Vec<f64> = world.flows.iter().zip(&self.at_from).map(since).collect();
+        let all: u64 = world.flows.iter().map(|f| f.delivered).sum();
+        let [offered, dropped, policed] = self.before;
         let sent = (world.link.offered - offered).max(1) as f64;
-        report.dropped = (world.link.dropped - dropped) as f64 / sent;
-        report.policed = (world.link.policed - policed) as f64 / sent;
-        let part =
-            |p: f64| queue.get((queue.len() as f64 * p) as usize).or(queue.last()).map_or(0.0, |q| *q as f64 / 1e6);
-        report.queue = [part(0.5), part(0.99), part(1.0)];
-        report
+        let part = |p: f64| {
+            let at = ((self.queue.len() as f64 * p) as usize).min(self.queue.len() - 1);
+            self.queue[at] as f64 / 1e6
+        };
+        Report {
+            used: mbit.iter().sum::<f64>() * 1e6 * time / self.carried[0],
+            used_all: all as f64 * 8.0 / self.carried[1],
+            dropped: (world.link.dropped - dropped) as f64 / sent,
+            policed: (world.link.policed - policed) as f64 / sent,
+            queue: [part(0.5), part(0.99), part(1.0)],
+            mbit,
+            seconds: self.seconds,
+        }
     }
 }
 
