@@ -91,6 +91,8 @@ pub(super) struct Course {
     rounds: u32,
     /// Bandwidth that the next round is compared with.
     before: f64,
+    /// Bandwidth when ProbeUp began.
+    base: f64,
     /// Rounds without growth in Startup, rounds with growth in ProbeUp.
     count: u32,
     /// When little enough was in flight, in Drain and ProbeRtt.
@@ -189,7 +191,10 @@ impl Model {
         course.before = self.bandwidth.get();
         match phase {
             Phase::Cruise => self.plan_cruise(),
-            Phase::ProbeUp => self.bandwidth.advance(),
+            Phase::ProbeUp => {
+                self.course.base = self.bandwidth.get();
+                self.bandwidth.advance();
+            }
             Phase::Startup | Phase::Drain | Phase::ProbeRtt => {}
         }
         self.round = Round { until: self.delivery.delivered(), ..Round::default() };
@@ -286,6 +291,9 @@ impl Model {
         if self.course.lossy > 1 || (self.course.lossy > 0 && self.min_rtt.shows_queue(round.min_rtt)) {
             self.limit(self.bandwidth.get(), self.min_rtt.get() as f64);
             self.course.soon = DRAINS as u32;
+            if !self.min_rtt.shows_queue(round.min_rtt) {
+                self.bandwidth.set(round.best);
+            }
             self.enter(now, Phase::Drain);
             return;
         }
@@ -340,6 +348,10 @@ impl Model {
     fn up_round(&mut self, now: Nanos, round: &Round) {
         let own = self.losses.last(Phase::ProbeUp).map_or((0, 0), |span| (span.lost, span.lost + span.acked));
         if self.too_lossy(round) || self.losses.excess(own.0, own.1, UP_TOO_LOSSY, self.mtu) {
+            // What passed without a queue and at the price of losses was a policer's burst.
+            if !self.min_rtt.shows_queue(round.min_rtt) {
+                self.bandwidth.set(self.course.base);
+            }
             self.limit(self.bandwidth.get(), self.min_rtt.get() as f64);
             self.enter(now, Phase::Drain);
             return;
