@@ -121,3 +121,51 @@ impl Delivery {
         self.marks.shrink_to(4);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTT: Nanos = 50 * MILLI;
+
+    /// Sends a packet of 1000 bytes each millisecond, acknowledged after a round trip, in heaps of so many milliseconds.
+    fn last_rate(heap: u64) -> f64 {
+        let (mut delivery, mut rate, mut acked) = (Delivery::default(), 0.0, 0);
+        for now in 0..500 {
+            delivery.sent(now * MILLI, now == 0, RTT);
+            if now >= 50 && now % heap == 0 {
+                for sent in acked..=now - 50 {
+                    delivery.acked(sent * MILLI, 1000);
+                }
+                acked = now - 49;
+                rate = delivery.sample(now * MILLI).unwrap().rate;
+            }
+        }
+        rate
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_packets_whether_acknowledgements_come_one_by_one_or_in_heaps() {
+        assert!((last_rate(1) - 1e6).abs() < 2e4, "{}", last_rate(1));
+        assert!((last_rate(10) - 1e6).abs() < 2e5, "{}", last_rate(10));
+    }
+
+    #[test]
+    fn little_is_kept_however_much_is_sent() {
+        let mut delivery = Delivery::default();
+        (0..100_000).for_each(|now| delivery.sent(now * MILLI, false, RTT));
+        assert!(delivery.marks.len() <= MARKS);
+        delivery.rest();
+        assert!(delivery.marks.capacity() <= 8);
+    }
+
+    #[test]
+    fn who_has_nothing_to_send_shows_no_rate() {
+        let mut delivery = Delivery::default();
+        delivery.sent(0, true, RTT);
+        delivery.app_limited(1000);
+        delivery.sent(MILLI, false, RTT);
+        delivery.acked(MILLI, 1000);
+        assert!(delivery.sample(RTT).unwrap().app_limited);
+    }
+}

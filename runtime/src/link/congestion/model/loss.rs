@@ -109,3 +109,58 @@ impl Losses {
         lost as f64 / all as f64 > chance + by.max(spread)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MTU: u64 = 1200;
+
+    /// A stretch of calm sending in which one packet of so many is lost.
+    fn calm(losses: &mut Losses, from: Nanos, packets: u64, one_of: u64) {
+        losses.begin(from, Phase::Drain, true);
+        for packet in 0..packets {
+            if packet % one_of == 0 {
+                losses.lost(from + packet, MTU, true, MTU);
+            } else {
+                losses.acked(from + packet, MTU, true);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_lost_while_little_is_sent_is_chance_and_the_lowest_look_counts() {
+        let mut losses = Losses::default();
+        calm(&mut losses, 1000, 500, 20);
+        assert!(losses.chance() <= MOST_ONCE, "one look is not believed far");
+        calm(&mut losses, 2000, 500, 20);
+        calm(&mut losses, 3000, 500, 20);
+        assert!((losses.chance() - 0.05).abs() < 1e-9);
+        calm(&mut losses, 4000, 500, u64::MAX);
+        calm(&mut losses, 5000, 500, 20);
+        assert!(losses.chance() < 0.01, "a policer that is not met drops nothing");
+        losses.forget_chance();
+        assert!(losses.chance() < 1e-9);
+    }
+
+    #[test]
+    fn a_packet_counts_for_the_phase_in_which_it_was_sent() {
+        let mut losses = Losses::default();
+        losses.begin(0, Phase::Cruise, false);
+        losses.begin(100, Phase::ProbeUp, false);
+        losses.begin(200, Phase::Drain, false);
+        losses.lost(150, 5 * MTU, false, MTU);
+        losses.acked(50, MTU, false);
+        let up = losses.last(Phase::ProbeUp).unwrap();
+        assert_eq!((up.acked, up.lost), (0, 5 * MTU));
+        assert_eq!(losses.last(Phase::Cruise).unwrap().acked, MTU);
+    }
+
+    #[test]
+    fn a_few_lost_packets_are_no_excess() {
+        let losses = Losses::default();
+        assert!(!losses.excess(6 * MTU, 20 * MTU, 0.01, MTU));
+        assert!(losses.excess(50 * MTU, 500 * MTU, 0.02, MTU));
+        assert!(!losses.excess(50 * MTU, 500 * MTU, 0.12, MTU));
+    }
+}

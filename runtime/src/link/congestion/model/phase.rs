@@ -154,7 +154,7 @@ impl Course {
         self.others = DRAINS as u32;
     }
 
-    /// Lowest mean round trip of the last drains: what noise and the queue of others cost.
+    /// Median of the mean round trips of the last drains: what noise and the queue of others cost.
     fn drained(&self) -> Option<Nanos> {
         let mut known = self.drained;
         known.sort_unstable();
@@ -168,7 +168,9 @@ impl Model {
     pub(super) fn wanted(&self) -> f64 {
         let (gain, empty) = (self.course.gain(), self.min_rtt.get() as f64);
         let wanted = match self.course.phase {
-            Phase::Startup | Phase::Drain | Phase::ProbeRtt => self.target(gain, empty),
+            // Not less than at the beginning: what an application with little to send showed is no bound.
+            Phase::Startup => self.target(gain, empty).max(self.first_window() as f64),
+            Phase::Drain | Phase::ProbeRtt => self.target(gain, empty),
             Phase::Cruise => self.target(gain, self.usual_rtt()),
             Phase::ProbeUp => self.target(gain, self.usual_rtt()) + (UP_PACKETS * self.mtu) as f64,
         };
@@ -325,8 +327,7 @@ impl Model {
     }
 
     /// A policer drops what is beyond its rate without a queue, after it has let a burst pass that looked like a faster
-    /// link. Then each round delivers less than it should. Where losses are chance, the window makes up for them, and
-    /// rounds deliver the bandwidth.
+    /// link. Then each round delivers less than what chance would leave of the bandwidth.
     fn doubt(&mut self, round: &Round, rate: f64) {
         let less = round.lost > 0 && !round.app_limited && !self.min_rtt.shows_queue(round.min_rtt);
         let course = &mut self.course;
@@ -405,7 +406,7 @@ impl Model {
 
     fn drain_step(&mut self, now: Nanos, sample: &Sample) {
         let Some(reached) = self.course.reached else {
-            if self.in_flight as f64 <= self.wanted() {
+            if self.in_flight <= self.target_now() {
                 self.course.reached = Some(now);
                 self.losses.begin(now, Phase::Drain, true);
             }
@@ -434,7 +435,7 @@ impl Model {
 
     fn probe_rtt_step(&mut self, now: Nanos, sample: &Sample) {
         let Some(reached) = self.course.reached else {
-            if self.in_flight as f64 <= self.wanted() {
+            if self.in_flight <= self.target_now() {
                 self.course.reached = Some(now);
             }
             return;
@@ -447,5 +448,3 @@ impl Model {
         self.enter(now, Phase::Cruise);
     }
 }
-
-const _: () = assert!(SECOND > PROBE_RTT_TIME);
