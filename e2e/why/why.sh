@@ -7,6 +7,8 @@ control
 shard
 edge shop-1 web http "127.0.0.1:${at[shop-1.http]}"
 edges_ready shop-1
+allow group/admin 'edge/*'
+allow group/admin service/web
 
 # told CAUSE STATUS WORDS WHAT: what `meshctl why WHAT` must say, soon.
 told() {

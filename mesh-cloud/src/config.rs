@@ -12,7 +12,7 @@ use proto::{
     join::CaHash,
     target::{HostPort, Target},
 };
-use runtime::{access::AccessLog, telemetry::LogConfig};
+use runtime::{access::AccessLog, link::congestion::Congestion, telemetry::LogConfig};
 use serde::Deserialize;
 
 /// A shard's configuration file.
@@ -243,6 +243,8 @@ pub struct LimitsConfig {
     pub streams_per_user: usize,
     /// Streams that another shard may have passed on at once. 65,536.
     pub streams_per_peer: u32,
+    /// Who decides how much is sent at once on links: `model`, a model of each path, or `cubic`. `model`.
+    pub congestion: Congestion,
 }
 
 impl Default for LimitsConfig {
@@ -255,6 +257,7 @@ impl Default for LimitsConfig {
             links_per_user: 256,
             streams_per_user: 16_384,
             streams_per_peer: 65_536,
+            congestion: Congestion::default(),
         }
     }
 }

@@ -215,7 +215,10 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     let families = Families::new();
     let metrics = Arc::new(Metrics::new(&families)?);
     let ready = Ready::new();
-    let limits = link_limits();
+    let congestion = config.limits.congestion;
+    metrics.congestion.with_label_values(&[congestion.name()]).set(1);
+    let limits = LinkLimits { congestion, ..link_limits() };
+    let peer_limits = LinkLimits { congestion, ..peer_limits() };
     let endpoint = endpoint_config(&identity, &bundle, &limits)?;
     let listener = Listener::bind_again(config.listen, endpoint, &limits, &reset_key(&dir)?)
         .with_context(|| format!("cannot listen on UDP {}", config.listen))?;
@@ -232,7 +235,7 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
         metrics: Arc::clone(&metrics),
         renewals,
         ready: ready.part("doors"),
-        peers: Dialer::new(peer_config(&identity, &bundle, &peer_limits())?, &peer_limits()),
+        peers: Dialer::new(peer_config(&identity, &bundle, &peer_limits)?, &peer_limits),
     };
     let following = follow::Following {
         state: state_sender,

@@ -13,7 +13,11 @@ use proto::{
     message::{MAX_SERVICES, Service, ServiceKind},
     target::HostPort,
 };
-use runtime::{access::AccessLog, link::quic::LinkLimits, telemetry::LogConfig};
+use runtime::{
+    access::AccessLog,
+    link::{congestion::Congestion, quic::LinkLimits},
+    telemetry::LogConfig,
+};
 use serde::Deserialize;
 
 use crate::allow::{Allow, Cluster, Local, Rule};
@@ -65,11 +69,13 @@ pub struct EdgeConfig {
 pub struct LimitsConfig {
     /// Streams that are served at once; one more is refused with `limit-reached`. Default: 1024.
     pub streams: u32,
+    /// Who decides how much is sent at once on a tunnel: `model`, a model of the path, or `cubic`. Default: `model`.
+    pub congestion: Congestion,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { streams: 1024 }
+        Self { streams: 1024, congestion: Congestion::default() }
     }
 }
 
@@ -190,7 +196,7 @@ impl EdgeConfig {
         // quinn gives the credit of streams that ended back in portions of an eighth of the limit.
         let withheld = self.limits.streams.div_ceil(7);
         let streams = self.limits.streams.saturating_add(withheld).saturating_add(STREAM_SLACK);
-        LinkLimits { streams, ..LinkLimits::default() }
+        LinkLimits { streams, congestion: self.limits.congestion, ..LinkLimits::default() }
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::cert::CertFacts;
 
+pub mod congestion;
 pub mod end;
 pub mod io;
 pub mod quic;
@@ -147,6 +148,12 @@ impl Link {
     #[must_use]
     pub fn end(&self) -> Option<LinkEnd> {
         self.connection.close_reason().map(|e| LinkEnd::from_connection(&e))
+    }
+
+    /// What the congestion controller believes of the path; `None` if it has no model.
+    #[must_use]
+    pub fn path_model(&self) -> Option<congestion::PathModel> {
+        congestion::path_model(&self.connection)
     }
 
     /// What the carrier counted.
