@@ -96,9 +96,9 @@ weight = {{ $uds | ternary $values.egress.uds.weight $values.shards.weight }}
 log = { format = "json" }
 
 [doors]
-proxy = "{{ and $values.shards.doors.proxy (not $uds) | ternary "[::]" "127.0.0.1" }}:7480"
-http = "{{ and $values.shards.doors.http (not $uds) | ternary "[::]" "127.0.0.1" }}:7481"
-https = "{{ and $values.shards.doors.https (not $uds) | ternary "[::]" "127.0.0.1" }}:7482"
+proxy = {{ and $values.shards.doors.proxy (not $uds) | ternary "[::]:7480" "none" | quote }}
+http = {{ and $values.shards.doors.http (not $uds) | ternary "[::]:7481" "none" | quote }}
+https = {{ and $values.shards.doors.https (not $uds) | ternary "[::]:7482" "none" | quote }}
 {{- if $uds }}
 
 [doors.egress]
