@@ -76,14 +76,17 @@ cluster_mesh() {
   manifests
   kubectl apply -k "$dir/cluster" > "$dir/log/apply.out"
   kc rollout status --timeout=120s statefulset/causeway-control deployment/causeway-shard > /dev/null || {
-    kc get pods -o wide >&2
-    kc describe pods >&2
-    kc logs causeway-control-0 --tail=20 >&2
-    kc logs deployment/causeway-shard --tail=20 >&2
+    pods_say
     fail 'control and shards do not come up'
   }
   mesh_in_cluster login --file /var/lib/causeway/control/admin.join > /dev/null
   mesh_in_cluster policy allow --from apiserver --to 'edge/*' --ports '*' > /dev/null
+}
+# What the pods of the mesh said last, as their nodes have it: an apiserver may not reach them.
+pods_say() {
+  kc get pods -o wide >&2
+  kc get events | tail -n 20 >&2
+  tail -n 8 "$dir"/node-[34]/log/pods/"$space"_*/*/*.log >&2
 }
 mesh_in_cluster() { kc exec -i causeway-control-0 -- meshctl "$@"; }
 
@@ -93,8 +96,7 @@ cluster_edges() {
   kc create secret generic causeway-edge-join --from-file=line="$dir/edges.line" > /dev/null
   kc rollout restart daemonset/causeway-edge > /dev/null
   kc rollout status --timeout=90s daemonset/causeway-edge > /dev/null || {
-    kc describe pods -l app.kubernetes.io/component=edge >&2
-    kc logs daemonset/causeway-edge --tail=20 >&2
+    pods_say
     fail 'edges do not come up'
   }
 }
@@ -110,7 +112,7 @@ tunnels_are() { (($(tunnels) == $1)); }
 scaled_to() {
   wait_for "$2" are "$1" || {
     kc describe hpa >&2
-    kc get pods >&2
+    pods_say
     fail "the HPA does not scale to $1"
   }
 }
@@ -131,7 +133,9 @@ moves() { grep '^up=' "$dir/log/many.out" | sort | uniq -c | awk '{ print $1 }' 
 scaling() {
   local name began took
   step 'the other mesh ends; a node in the cloud'
-  for name in apiserver-uds apiserver-tcp apiserver-direct edge-1 edge-2 edge-3 shard-3 shard-2 shard-1 control; do stop "$name"; done
+  # Those that go by it, or know nothing of this one, would say that the metrics API cannot be reached.
+  for name in apiserver-uds apiserver-tcp apiserver-direct; do crash "$name"; done
+  for name in edge-1 edge-2 edge-3 shard-3 shard-2 shard-1 control; do stop "$name"; done
   use plain
   cloud
   ok

@@ -3,14 +3,18 @@
 # shellcheck shell=bash disable=SC2034 # kube.sh reads it
 
 works() { [[ $(patience=5 k exec "pod-$1" -c main -- echo works) == works ]]; }
-# holder N: the shard at which the edge of node-N is.
-holder() { get "http://10.200.$1.2:${at[node-$1]}/readyz" | grep -o 'shard-[0-9]*' | head -n 1; }
-# restart NAME: a shard that waits long enough for its streams when it stops.
+# holder N: the shard at which the edge of node-N is. It says so as well while it has not pinged it yet.
+holder() { curl -s "http://10.200.$1.2:${at[node-$1]}/readyz" | grep -o 'shard-[0-9]*' | head -n 1; }
 restart() {
-  start "$1" mesh-cloud --config "$dir/$1.toml" --set drain_secs=60
+  start_shard "$1"
   wait_for 20 ready "${at[$1.admin]}"
 }
-ended() { ! running "$1" || gone "${pid[$1]}"; }
+# let_go NAME: has a shard that is stopping end now: what is left are connections that kube-apiserver keeps for later.
+let_go() {
+  wait_for 5 serves_nobody "$1"
+  stop "$1"
+}
+serves_nobody() { (($(metric "${at[$1.admin]}" mesh_shard_tunnels) == $(metric "${at[$1.admin]}" mesh_shard_tunnels_leaving))); }
 
 # --- what goes on while a shard leaves --------------------------------------------------------------------------------
 
@@ -53,6 +57,7 @@ gone_on() {
 # drained N: the shard of node-N's edge is drained by order, and then stopped. terminated N: it is stopped as it is.
 drained() {
   local old began
+  wait_for 20 works "$1"
   old=$(holder "$1")
   going "$1"
   began=$(now)
@@ -62,12 +67,13 @@ drained() {
   kill -TERM "${pid[$old]}"
   still_going
   gone_on "$1"
-  wait_for 30 ended "$old"
+  let_go "$old"
   restart "$old"
   ctl shard undrain "$old" > /dev/null
 }
 terminated() {
   local old began
+  wait_for 20 works "$1"
   old=$(holder "$1")
   going "$1"
   began=$(now)
@@ -76,8 +82,7 @@ terminated() {
   words="node-$1 was elsewhere after $(since "$began")"
   still_going
   gone_on "$1"
-  wait_for 30 ended "$old"
-  words+=", $old had ended after $(since "$began")"
+  let_go "$old"
   restart "$old"
 }
 elsewhere() { [[ -n $(holder "$1") && $(holder "$1") != "$2" ]]; }
