@@ -68,8 +68,9 @@ pub struct EdgeHandle {
     /// When it last said something, in milliseconds since it came, and how often it was asked to.
     heard: AtomicU64,
     period: AtomicU64,
-    /// What the link had seen when it was last looked at, unless nothing has come since.
-    pub(crate) seen: Mutex<LinkStats>,
+    /// What the link had seen when somebody asked the edge something, and when that was: the first of those since whom
+    /// nothing has come.
+    pub(crate) asked: Mutex<Option<(LinkStats, Instant)>>,
     services: RwLock<Arc<Vec<Service>>>,
     streams: AtomicUsize,
     orders: mpsc::Sender<ShardToEdge>,
@@ -273,7 +274,7 @@ impl Session {
             link,
             heard: AtomicU64::new(0),
             period: AtomicU64::new(0),
-            seen: Mutex::default(),
+            asked: Mutex::default(),
             services: RwLock::default(),
             streams: AtomicUsize::new(0),
             orders: sender,

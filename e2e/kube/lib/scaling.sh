@@ -45,7 +45,7 @@ patches:
   patch: |
     - {op: add, path: /spec/template/spec/hostAliases, value: [{ip: $control, hostnames: [causeway-control.$space.svc]}]}
     - {op: remove, path: /spec/template/spec/containers/0/ports/0/hostPort}
-    - {op: replace, path: /spec/template/spec/containers/0/command, value: $(shard_command "$place/shards.yaml")}
+    - {op: replace, path: /spec/template/spec/containers/0/env/2/valueFrom/fieldRef/fieldPath, value: status.podIP}
     - {op: replace, path: /spec/template/spec/containers/0/resources/requests/cpu, value: 50m}
     - {op: replace, path: /spec/minReadySeconds, value: 2}
 - target: {kind: DaemonSet}
@@ -62,9 +62,6 @@ patches:
         scaleDown: {stabilizationWindowSeconds: 5, policies: [{type: Pods, value: 1, periodSeconds: 15}]}
 EOF
 }
-# The command of a shard's pod as JSON, without the address of its node: the pod's own is the one that edges take.
-shard_command() { sed -n '/^        command:/,/^        env:/s/^        - //p' "$1" | grep -v advertise | sed 's/"/\\"/g; s/.*/"&"/' | paste -sd, | sed 's/.*/[&]/'; }
-
 # cluster_mesh: as docs/kubernetes.md has it, step by step.
 cluster_mesh() {
   within node-4 install -d -o 65532 -m 700 /var/lib/causeway-control

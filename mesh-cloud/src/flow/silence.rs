@@ -13,14 +13,16 @@ use tokio::time::{Instant, sleep};
 use crate::session::EdgeHandle;
 
 /// How long nothing may come back, at least, and in round trips. A radio that changes its cell is away for less.
-const PATIENCE: (Duration, u32) = (Duration::from_millis(650), 8);
+const PATIENCE: (Duration, u32) = (Duration::from_millis(500), 8);
+/// The same once that has passed and still nothing has come: kubectl asks a second time, over SPDY, before it says no.
+const AGAIN: (Duration, u32) = (Duration::from_millis(100), 4);
 /// Packets that must have gone out meanwhile, the question and its repetitions, unless the edge has not even pinged in
 /// time. A carrier that does not count them goes by the pings alone.
 const ASKED: u64 = 4;
 /// How often it is looked again when too few have gone out.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What the link had seen when the question went out.
+/// What the link had seen when the question went out, or an earlier one that had no answer either, and when that was.
 #[derive(Debug)]
 pub(crate) struct Silence {
     handle: Arc<EdgeHandle>,
@@ -31,23 +33,23 @@ pub(crate) struct Silence {
 impl Silence {
     /// Begins now.
     pub(crate) fn new(handle: Arc<EdgeHandle>) -> Self {
-        let now = handle.link.stats();
-        let then = {
-            let mut seen = handle.seen.lock();
+        let (now, stats) = (Instant::now(), handle.link.stats());
+        let (then, since) = {
+            let mut asked = handle.asked.lock();
             // Others have asked before, if nothing has come since: their repetitions count as well.
-            if seen.received_bytes != now.received_bytes {
-                *seen = now;
-            }
-            *seen
+            let first = asked.filter(|(then, _)| then.received_bytes == stats.received_bytes).unwrap_or((stats, now));
+            *asked = Some(first);
+            first
         };
-        Self { then, since: Instant::now(), handle }
+        Self { then, since, handle }
     }
 
     /// Returns when the link is cut; never, once something has come over it.
     pub(crate) async fn cut(&self) -> Refusal {
         let link = &self.handle.link;
         let rtt = link.rtt();
-        sleep(PATIENCE.0.max(rtt.saturating_mul(PATIENCE.1))).await;
+        let span = |(least, round_trips): (Duration, u32)| least.max(rtt.saturating_mul(round_trips));
+        sleep(span(if self.since.elapsed() < span(PATIENCE) { PATIENCE } else { AGAIN })).await;
         loop {
             let now = link.stats();
             if now.received_bytes != self.then.received_bytes {

@@ -83,7 +83,8 @@ async fn an_edge_whose_link_is_cut_is_said_to_be_so_at_once() {
     let way = Way::default();
     mesh.second_edge(way.open(mesh.shard.mesh).await).await;
     way.cut.store(true, Ordering::Relaxed);
-    for _ in 0..2 {
+    // Both that kubectl sends before it says no.
+    for limit in [700, 300] {
         let (answer, took) = asked(&folder, "shop-2:10250").await;
         let first = answer.lines().next().unwrap();
         assert!(
@@ -91,7 +92,7 @@ async fn an_edge_whose_link_is_cut_is_said_to_be_so_at_once() {
             "{first}"
         );
         assert!(first.contains("last heard") && first.ends_with("network"), "{first}");
-        assert!(took < Duration::from_millis(950), "{took:?}");
+        assert!(took < Duration::from_millis(limit), "{took:?}");
     }
     // The other one is not concerned.
     let mut socket = call(&folder, &format!("shop-1:{}", echo().await)).await;
@@ -106,8 +107,8 @@ async fn an_edge_that_is_only_slow_has_all_its_time() {
     let mesh = mesh(&folder, 1, |egress| egress.within_secs = 3.0).await;
     let way = Way::default();
     mesh.second_edge(way.open(mesh.shard.mesh).await).await;
-    // A round trip that was a millisecond is half a second from one moment to the next.
-    way.delay_ms.store(250, Ordering::Relaxed);
+    // A round trip that was a millisecond is nearly half a second from one moment to the next.
+    way.delay_ms.store(200, Ordering::Relaxed);
     let mut socket = call(&folder, &format!("shop-2:{}", echo().await)).await;
     let mut answer = vec![0; ESTABLISHED.len()];
     tokio::io::AsyncReadExt::read_exact(&mut socket, &mut answer).await.unwrap();
