@@ -123,8 +123,8 @@ many_edges() {
   pid[many]=$!
   wait_for 60 grep -q '^connected' "$dir/log/many.out"
 }
-# moves: how many edges had so many tunnels in a row, the first one included.
-moves() { grep '^up=' "$dir/log/many.out" | sort | uniq -c | awk '{ print $1 }' | sort -n | uniq -c | awk '{ printf "%s%d x %d", (NR > 1 ? ", " : ""), $1, $2 }'; }
+# moves: how many edges had another tunnel, and how often.
+moves() { grep '^up=' "$dir/log/many.out" | sort | uniq -c | awk '{ print $1 }' | sort -n | uniq -c | awk '{ printf "%s%d moved %d times", (NR > 1 ? ", " : ""), $1, $2 }'; }
 
 # scaling: from the manifests to three shards and back.
 scaling() {
@@ -164,7 +164,9 @@ scaling() {
   scaled_to 3 120
   took=$(since "$began")
   wait_for 60 tunnels_are 62
-  ok "after $took; tunnels $(tunnels); tunnels per edge: $(moves)"
+  # A ring for each shard that comes: whoever the second one takes, the third may take from it.
+  words=$(moves)
+  ok "after $took; tunnels $(tunnels); of the edges $words"
 
   step 'they go, while exec, logs -f and port-forward run: one shard is left'
   going 3
