@@ -3,7 +3,7 @@
 #
 # EGRESS says by which ways the verbs are tried: `none` (a direct route, to compare with), `uds`, `tcp`; `uds tcp` if
 # it says nothing. With QUICK=1, large files go by one way only and crowds are smaller, for a machine that has more to do.
-# PARTS says what of it, in this order: `verbs crowd shards trouble scaling`; all if it says nothing.
+# PARTS says what of it, in this order: `verbs crowd shards drain trouble scaling`; all if it says nothing.
 # It takes root, about 3 GiB of memory, and the programs that scripts/kube-binaries names.
 set -euo pipefail
 
@@ -71,7 +71,7 @@ clean_up() { [[ $$ != 1 ]] || kill -KILL -1; }
 mount --bind "$dir/hosts" /etc/hosts
 
 read -ra ways <<< "${EGRESS:-uds tcp}"
-wants() { [[ " ${PARTS:-verbs crowd shards trouble scaling} " == *" $1 "* ]]; }
+wants() { [[ " ${PARTS:-verbs crowd shards drain trouble scaling} " == *" $1 "* ]]; }
 # usually VALUE QUICK-VALUE
 usually() { if [[ -z ${QUICK:-} ]]; then echo "$1"; else echo "$2"; fi; }
 
@@ -233,7 +233,7 @@ fi
 # From here on everything is about the mesh.
 [[ -n ${pid[control]:-} ]] || exit 0
 
-if wants shards || wants trouble; then
+if wants shards || wants drain || wants trouble; then
   step 'two more shards, which have all edges then; the apiservers still know the first one only'
   more_shards
   ok "node-1 is at $(holder 1), node-2 at $(holder 2), node-3 at $(holder 3)"
@@ -249,7 +249,7 @@ if wants shards; then
   [[ -n ${QUICK:-} ]] || median 'three shards'
 fi
 
-if wants trouble; then
+if wants drain; then
   step 'a shard is drained, and stopped, while exec, logs -f and port-forward run'
   drained 1
   ok "$words"
@@ -261,6 +261,9 @@ if wants trouble; then
   words=
   for ((round = 0; round < $(usually 5 1); round++)); do killed 1 4500; done
   ok "after $words"
+fi
+
+if wants trouble; then
   step 'the link of an edge is cut: exec says so at once'
   cut_off 3
   ok "$words"

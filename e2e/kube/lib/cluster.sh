@@ -144,7 +144,7 @@ apiserver() {
   cp "$pki/admin.key" "$pki/$name.key"
   cp "$pki/admin.crt" "$pki/$name.crt"
   kubeconfig "$name" "$address:$door"
-  wait_for 60 kubectl --kubeconfig "$pki/$name.conf" get --raw /readyz
+  wait_for 180 kubectl --kubeconfig "$pki/$name.conf" get --raw /readyz
 }
 
 # use NAME: kubectl talks to the apiserver of that name from now on.
@@ -158,5 +158,5 @@ controllers() {
     --cluster-signing-key-file "$pki/kube.key" "$@"
   start scheduler kube-scheduler --kubeconfig "$pki/scheduler.conf" --leader-elect=false \
     --authentication-kubeconfig "$pki/scheduler.conf" --authorization-kubeconfig "$pki/scheduler.conf"
-  wait_for 60 kubectl get serviceaccount default
+  wait_for 120 kubectl get serviceaccount default
 }

@@ -117,8 +117,9 @@ scaled_to() {
 # many_edges COUNT: simulated, outside of the cluster.
 many_edges() {
   mesh_in_cluster token create --edge --uses "$1" 2>> "$dir/log/meshctl.log" > "$dir/many.line"
-  mkfifo "$dir/many-in"
-  mesh-loadtest edges --count "$1" --join "$dir/many.line" --follow <> "$dir/many-in" \
+  # They go when their standard input ends, and they leave as edges do that are stopped.
+  start many-in sleep infinity
+  mesh-loadtest edges --count "$1" --join "$dir/many.line" --follow < <(tail -f /dev/null --pid="${pid[many-in]}") \
     > "$dir/log/many.out" 2> "$dir/log/many.log" &
   pid[many]=$!
   wait_for 60 grep -q '^connected' "$dir/log/many.out"
@@ -171,7 +172,7 @@ scaling() {
   step 'they go, while exec, logs -f and port-forward run: one shard is left'
   going 3
   began=$(now)
-  stop many
+  stop many-in
   gone_on 3
   scaled_to 1 240
   ok "after $(since "$began")"
