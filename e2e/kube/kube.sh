@@ -4,7 +4,7 @@
 # EGRESS says by which ways the verbs are tried: `none` (a direct route, to compare with), `uds`, `tcp`; `uds tcp` if
 # it says nothing. With QUICK=1, for a machine that has more to do, one shard is tried by the last way and three by the
 # first, large files go once, and crowds are smaller.
-# PARTS says what of it, in this order: `verbs crowd shards drain trouble scaling`; all if it says nothing.
+# PARTS says what of it, in this order: `verbs crowd shards drain trouble holes scaling`; all if it says nothing.
 # It takes root, about 3 GiB of memory, and the programs that scripts/kube-binaries names.
 set -euo pipefail
 
@@ -72,7 +72,7 @@ clean_up() { [[ $$ != 1 ]] || kill -KILL -1; }
 mount --bind "$dir/hosts" /etc/hosts
 
 read -ra ways <<< "${EGRESS:-uds tcp}"
-wants() { [[ " ${PARTS:-verbs crowd shards drain trouble scaling} " == *" $1 "* ]]; }
+wants() { [[ " ${PARTS:-verbs crowd shards drain trouble holes scaling} " == *" $1 "* ]]; }
 # usually VALUE QUICK-VALUE
 usually() { if [[ -z ${QUICK:-} ]]; then echo "$1"; else echo "$2"; fi; }
 
@@ -270,6 +270,9 @@ if wants trouble; then
   step 'the apiserver that control follows is away, then control is: everything goes on'
   control_away 1
   ok
+fi
+
+if wants holes; then
   step "$(usually 10000 1000) CONNECTs to a port that swallows everything"
   words=$(holes 1 "$(usually 10000 1000)")
   ok "$words"
