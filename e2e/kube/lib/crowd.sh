@@ -46,7 +46,7 @@ EOF
   has "$(cat "$dir/hole")" target-timeout
   began=$(now)
   for number in 1 2 3 4; do
-    curl -s --parallel --parallel-max 250 --proxytunnel --proxy "https://$here:${at[egress]}" --proxy-cacert "$pki/egress.crt" \
+    curl -s --parallel --parallel-immediate --parallel-max 250 --proxytunnel --proxy "https://$here:${at[egress]}" --proxy-cacert "$pki/egress.crt" \
       --proxy-cert "$pki/egress-client.crt" --proxy-key "$pki/egress-client.key" -o /dev/null \
       -w '%{http_connect} %{time_total}\n' "http://$ip:81/[1-$((count / 4))]" > "$dir/hole-$number" 2> "$dir/log/hole-$number.log" &
     all+=($!)
