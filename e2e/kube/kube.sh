@@ -273,8 +273,8 @@ if wants trouble; then
 fi
 
 if wants holes; then
-  step "$(usually 10000 1000) CONNECTs to a port that swallows everything"
-  words=$(holes 1 "$(usually 10000 1000)")
+  step "$(usually 10000 480) CONNECTs to a port that swallows everything"
+  words=$(holes 1 "$(usually 10000 480)")
   ok "$words"
 fi
 

@@ -31,8 +31,9 @@ crowd() {
 }
 stands() { [[ $(k exec "pod-$1" -c main -- sh -c 'ls /tmp/crowd | grep -c [0-9]') == "$2" ]]; }
 
-# holes POD COUNT: that many CONNECTs at the door, a thousand at once, to a port that swallows everything; and one that
-# kube-apiserver sends. All are answered within the bound, and nothing stays. Prints the slowest.
+# holes POD COUNT: that many CONNECTs at the door to a port that swallows everything, 240 at once, so that their TLS
+# handshakes do not count much; and one that kube-apiserver sends. All are answered within the bound, and nothing stays.
+# Prints the slowest.
 holes() {
   local pod=$1 count=$2 ip descriptors number began all=() most
   ip=$(k get pod "pod-$pod" -o 'jsonpath={.status.podIP}')
@@ -46,7 +47,7 @@ EOF
   has "$(cat "$dir/hole")" target-timeout
   began=$(now)
   for number in 1 2 3 4; do
-    curl -s --parallel --parallel-immediate --parallel-max 250 --proxytunnel --proxy "https://$here:${at[egress]}" --proxy-cacert "$pki/egress.crt" \
+    curl -s --parallel --parallel-immediate --parallel-max 60 --proxytunnel --proxy "https://$here:${at[egress]}" --proxy-cacert "$pki/egress.crt" \
       --proxy-cert "$pki/egress-client.crt" --proxy-key "$pki/egress-client.key" -o /dev/null \
       -w '%{http_connect} %{time_total}\n' "http://$ip:81/[1-$((count / 4))]" > "$dir/hole-$number" 2> "$dir/log/hole-$number.log" &
     all+=($!)
