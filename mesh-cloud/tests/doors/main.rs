@@ -9,6 +9,7 @@
 
 mod egress;
 mod egress_grpc;
+mod egress_silence;
 mod http;
 mod http2;
 mod https;

@@ -141,7 +141,7 @@ impl Mesh {
         };
         let tasks = Tasks::new();
         let shard = start_with(&config, parts, &tasks).unwrap();
-        edge(&ca, shard.mesh, services).await;
+        edge(&ca, "shop-1", shard.mesh, services).await;
         let mesh = Self { ca, shard, tasks, state, live, records };
         until(|| {
             let edge = mesh.shard.registry.find(&"shop-1".parse().unwrap());
@@ -149,6 +149,12 @@ impl Mesh {
         })
         .await;
         mesh
+    }
+
+    /// Has the edge `shop-2` come by another way to the shard.
+    pub(crate) async fn second_edge(&self, way: SocketAddr) {
+        edge(&self.ca, "shop-2", way, &[]).await;
+        until(|| self.shard.registry.find(&"shop-2".parse().unwrap()).is_some()).await;
     }
 
     /// Tries to open egress doors beside those of this mesh.
@@ -196,15 +202,15 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
 }
 
 /// An edge that greets, announces and serves.
-async fn edge(ca: &TestCa, shard: SocketAddr, services: &[(&str, u16)]) {
-    let identity = LiveIdentity::new(&ca.issue("edge/shop-1")).unwrap();
+async fn edge(ca: &TestCa, name: &str, shard: SocketAddr, services: &[(&str, u16)]) {
+    let identity = LiveIdentity::new(&ca.issue(&format!("edge/{name}"))).unwrap();
     let verifier = Arc::new(MeshVerifier::of_servers(ca.bundle(), Role::Shard));
     let config = tls::client_config(Some(&identity), verifier, &[ALPN_MESH]).unwrap();
     let dialer = Dialer::new(quic::client_config(config, &limits()).unwrap(), &limits());
     let link = dialer.dial(shard, "shard").await.unwrap();
     let mut control = link.open().await.unwrap();
     let hello = Hello {
-        name: "shop-1".parse().unwrap(),
+        name: name.parse().unwrap(),
         instance: 1,
         version: "test".into(),
         unix_ms: clock::unix_millis(),
