@@ -32,7 +32,7 @@ pub fn socks5(data: &[u8]) {
 }
 
 /// What follows a message, if there is a whole one.
-fn heard<T>(data: &[u8], read: fn(&[u8]) -> Result<Option<(T, usize)>, socks::Bad>) -> Option<&[u8]> {
+fn heard<T>(data: &[u8], read: fn(&[u8]) -> socks::Heard<T>) -> Option<&[u8]> {
     let (_, length) = read(data).ok()??;
     assert!(length <= 513, "{length} bytes were taken for one message");
     for shorter in 0..length {

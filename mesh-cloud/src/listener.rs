@@ -283,10 +283,8 @@ impl Reception {
     /// Notes why an edge went, unless it went elsewhere.
     fn part(&self, identity: &Identity, from: SocketAddr, cause: &str, end: &SessionEnd) {
         let detail = match end {
-            SessionEnd::Link(end) => match end.cause {
-                EndCause::Closed(code) if went_elsewhere(code) => return,
-                _ => end.detail.clone(),
-            },
+            SessionEnd::Link(LinkEnd { cause: EndCause::Closed(code), .. }) if went_elsewhere(*code) => return,
+            SessionEnd::Link(end) => end.detail.clone(),
             SessionEnd::Bye(reason) if reason == BYE_MOVED => return,
             SessionEnd::Bye(reason) => reason.clone(),
             SessionEnd::Refused(refuse) if went_elsewhere(refuse.code) => return,

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use self::wire::{Bad, Reply};
+use self::wire::{Bad, Heard, Reply};
 use super::{DOOR, ProxyDoor, authorization::Shown, credentials, destination::Destination};
 use crate::{doors::visit, flow::Opened, route};
 
@@ -154,7 +154,7 @@ impl ProxyDoor {
 
 impl Speaker {
     /// Reads until something is understood.
-    async fn hear<T>(&mut self, read: fn(&[u8]) -> Result<Option<(T, usize)>, Bad>) -> Result<T, Away> {
+    async fn hear<T>(&mut self, read: fn(&[u8]) -> Heard<T>) -> Result<T, Away> {
         loop {
             if let Some((what, length)) = read(&self.early)? {
                 drop(self.early.split_to(length));

@@ -254,7 +254,8 @@ impl Known {
         if let Some(view) = view {
             facts.push(("enrolled", format!("{} ago", text::age(view.enrolled, self.now))));
             facts.push(("certificate ends", text::until(view.not_after, self.now)));
-            let seen = view.last_seen.map_or("never".to_owned(), |seen| format!("{} ago", text::age(seen, self.now)));
+            let seen =
+                view.last_seen.map_or_else(|| "never".to_owned(), |seen| format!("{} ago", text::age(seen, self.now)));
             facts.push(("seen by a shard", seen));
             if let Some(p) = &view.parting {
                 let ago = text::age(p.at, self.now);

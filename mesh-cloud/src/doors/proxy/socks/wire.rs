@@ -90,8 +90,11 @@ impl Reply {
     }
 }
 
+/// What is understood of some bytes, and how many of them: nothing yet if there is more to come.
+pub(super) type Heard<T> = Result<Option<(T, usize)>, Bad>;
+
 /// Whether the visitor can say who it is.
-pub(super) fn greeting(bytes: &[u8]) -> Result<Option<(bool, usize)>, Bad> {
+pub(super) fn greeting(bytes: &[u8]) -> Heard<bool> {
     let [version, count, rest @ ..] = bytes else { return Ok(None) };
     if *version != VERSION {
         return Err(Bad::Version);
@@ -101,7 +104,7 @@ pub(super) fn greeting(bytes: &[u8]) -> Result<Option<(bool, usize)>, Bad> {
 }
 
 /// Who the visitor is.
-pub(super) fn login(bytes: &[u8]) -> Result<Option<(Login, usize)>, Bad> {
+pub(super) fn login(bytes: &[u8]) -> Heard<Login> {
     let Some((&version, rest)) = bytes.split_first() else { return Ok(None) };
     if version != LOGIN {
         return Err(Bad::Version);
@@ -114,7 +117,7 @@ pub(super) fn login(bytes: &[u8]) -> Result<Option<(Login, usize)>, Bad> {
 }
 
 /// Where the visitor wants to go.
-pub(super) fn request(bytes: &[u8]) -> Result<Option<(Request, usize)>, Bad> {
+pub(super) fn request(bytes: &[u8]) -> Heard<Request> {
     let [version, command, _, kind, rest @ ..] = bytes else { return Ok(None) };
     if *version != VERSION {
         return Err(Bad::Version);
@@ -150,7 +153,7 @@ mod tests {
     use super::*;
 
     /// Reads what is whole, and finds that whatever is shorter is not yet whole.
-    fn whole<T>(read: impl Fn(&[u8]) -> Result<Option<(T, usize)>, Bad>, bytes: &[u8]) -> T {
+    fn whole<T>(read: impl Fn(&[u8]) -> Heard<T>, bytes: &[u8]) -> T {
         for length in 0..bytes.len() {
             assert!(read(&bytes[..length]).unwrap().is_none(), "{length} bytes of {bytes:?}");
         }
