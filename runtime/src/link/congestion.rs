@@ -2,7 +2,7 @@
 //!
 //! [`model`] is pure: it is told what is sent, acknowledged and lost, and says how large the window is. It follows the
 //! ideas of BBR (draft-ietf-ccwg-bbr): how fast the path delivers and how long it is without a queue are measured, and
-//! the window is what fills it. Losses alone do not make it smaller; what is lost beyond chance does. [`controller`]
+//! the window is what fills it. Losses alone do not make it smaller; what is lost beyond chance does. `controller`
 //! fits it to quinn. CUBIC (RFC 9438) is quinn's own.
 //!
 //! quinn has no hook for pacing: it sends while less than the window is in flight, and spreads bursts at 1.25 windows in

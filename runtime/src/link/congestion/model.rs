@@ -1,8 +1,8 @@
 //! The model of a path: how fast it delivers and how long it is when its queue is empty. From both follows how much may
 //! be in flight. Pure: time, packets and losses are told, and a window is read.
 //!
-//! Shape: [`Model`] takes the events and holds the window; [`phase`] is what the flow does (looks for the bandwidth,
-//! empties the queue, cruises, tries for more); [`delivery`] measures, [`filter`] remembers, [`loss`] judges losses.
+//! Shape: [`Model`] takes the events and holds the window; `phase` is what the flow does (looks for the bandwidth,
+//! empties the queue, cruises, tries for more); `delivery` measures, `filter` remembers, `loss` judges losses.
 //!
 //! Units: nanoseconds since the beginning ([`Nanos`]), bytes, bytes per second.
 
