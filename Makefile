@@ -15,14 +15,15 @@ help:
 	@echo 'make demo    a whole mesh on loopback shows what it does, and ends by itself'
 	@echo 'make test    unit, simulation and socket tests, and those with a real PostgreSQL'
 	@echo 'make e2e     real OpenSSH, nginx, curl, PostgreSQL, rsync and namespaces; some of it takes root'
-	@echo 'make e2e-kube   every verb of kubectl on a real Kubernetes in namespaces; takes root, and Go once to build it'
+	@echo 'make e2e-kube   every verb of kubectl on a real Kubernetes in namespaces; takes root, and Go once to build it;'
+	@echo '                QUICK=1 leaves out what takes long'
 	@echo 'make lint    formatting, clippy, crate walls and licences, shell scripts;   make fmt formats'
 	@echo 'make deploy-check   chart, manifests, alerts and dashboard; takes Go once to build helm, and promtool'
 	@echo 'make doc     the API documentation, and whether what the documents link to and call is there'
 	@echo 'make bench   what the release build costs and moves, as a table'
 	@echo 'make static  the edge as one static binary'
 	@echo 'make sim     the simulation with more seeds (SEEDS=1000);   make fuzz fuzzes every parser (FUZZ_SECONDS=600)'
-	@echo 'make ci      what every change must pass: lint deploy-check doc test e2e demo'
+	@echo 'make ci      what every change must pass: lint deploy-check doc test e2e e2e-kube demo'
 
 build:
 	@scripts/need cargo cc
@@ -75,4 +76,5 @@ bench:
 	@cargo build --release --bins $(PROGRAMS)
 	@CAUSEWAY_BIN=$(CARGO_TARGET_DIR)/release scripts/bench
 
-ci: lint deploy-check doc test e2e demo
+ci: export QUICK = 1
+ci: lint deploy-check doc test e2e e2e-kube demo

@@ -15,7 +15,7 @@ use std::{
 
 use parking_lot::Mutex;
 use proto::{
-    api::{self, ShardOrder, ShardReport, ShardView},
+    api::{self, Parting, ShardOrder, ShardReport, ShardView},
     id::{EdgeId, ShardId},
     message::Candidate,
 };
@@ -26,6 +26,8 @@ use crate::store::shards::StoredLease;
 
 /// How long a report holds.
 pub const LEASE: Duration = Duration::from_secs(6);
+/// Edges of which it is kept why they went. One more, and the oldest of them are forgotten.
+const PARTINGS: usize = 100_000;
 /// How long a dead shard is still shown to people.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
@@ -41,6 +43,8 @@ struct Inner {
     shards: BTreeMap<ShardId, Lease>,
     /// Edges that went, and when they were last seen, until that is written down.
     gone: HashMap<EdgeId, i64>,
+    /// Why shards had to do without edges last.
+    partings: HashMap<EdgeId, Parting>,
 }
 
 #[derive(Debug)]
@@ -148,6 +152,21 @@ fn told(shard: &ShardId, report: &ShardReport, unix: i64) -> StoredLease {
     }
 }
 
+/// Keeps the latest of each edge.
+fn take_partings(kept: &mut HashMap<EdgeId, Parting>, news: &[Parting]) {
+    for parting in news {
+        if kept.get(&parting.edge).is_none_or(|known| known.at <= parting.at) {
+            kept.insert(parting.edge.clone(), parting.clone());
+        }
+    }
+    if kept.len() > PARTINGS {
+        let mut times: Vec<i64> = kept.values().map(|parting| parting.at).collect();
+        times.sort_unstable();
+        let middle = times[times.len() / 2];
+        kept.retain(|_, parting| parting.at > middle);
+    }
+}
+
 impl Presence {
     /// Takes a report, unless it is older than what is known. Returns what is to be written down, if anything.
     ///
@@ -160,12 +179,13 @@ impl Presence {
         now: Instant,
         unix: i64,
     ) -> Result<Option<Heard>, WrongSender> {
-        if let Some(other) = report.online.iter().find(|p| p.shard != *shard) {
-            return Err(WrongSender { sender: shard.clone(), named: other.shard.clone() });
+        let mut named = report.online.iter().map(|p| &p.shard).chain(report.partings.iter().map(|p| &p.shard));
+        if let Some(other) = named.find(|named| *named != shard) {
+            return Err(WrongSender { sender: shard.clone(), named: other.clone() });
         }
         let told = told(shard, &report, unix);
         let mut inner = self.inner.lock();
-        let Inner { shards, gone } = &mut *inner;
+        let Inner { shards, gone, partings } = &mut *inner;
         let known = shards.contains_key(shard);
         let lease = shards.entry(shard.clone()).or_insert_with(|| Lease::new(told.clone(), now));
         let dead = known && !lease.alive(now);
@@ -181,6 +201,7 @@ impl Presence {
         lease.numbered = (told.started, told.number);
         lease.bytes.note(report.bytes, now);
         lease.handshakes.note(report.handshakes, now);
+        take_partings(partings, &report.partings);
         lease.take_edges(report, gone, unix);
         let edges = i64::try_from(lease.edges.len()).unwrap_or(i64::MAX);
         if after {
@@ -296,6 +317,12 @@ impl Presence {
         }
     }
 
+    /// Why a shard had to do without an edge last.
+    #[must_use]
+    pub fn parting(&self, edge: &EdgeId) -> Option<Parting> {
+        self.inner.lock().partings.get(edge).cloned()
+    }
+
     /// Where all edges are, and when each was last seen. While an edge moves, two shards hold it; the newer one counts.
     #[must_use]
     pub fn all(&self, now: Instant) -> HashMap<EdgeId, (Option<api::Presence>, i64)> {
@@ -324,7 +351,7 @@ impl Presence {
     /// Counts the edges of dead shards as gone, and forgets shards that died long ago.
     pub fn expire(&self, now: Instant) {
         let mut inner = self.inner.lock();
-        let Inner { shards, gone } = &mut *inner;
+        let Inner { shards, gone, .. } = &mut *inner;
         for lease in shards.values_mut().filter(|l| !l.alive(now) && !l.mourned) {
             gone.extend(lease.edges.keys().map(|edge| (edge.clone(), lease.told.last_seen)));
             lease.mourned = true;

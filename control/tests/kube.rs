@@ -215,6 +215,7 @@ async fn the_autoscaler_asks_through_the_front_proxy_and_nobody_else_does() {
         full: true,
         online: vec![],
         offline: vec![],
+        partings: vec![],
     };
     shard.client.post::<()>("/v1/shards/report", &report).await.unwrap();
     let front = || Some((leaf.clone(), key.clone_key()));

@@ -60,7 +60,7 @@ edge_config shop-1 echo tcp "127.0.0.1:${at[tricks]}"
 sed -i "s/^admin = .*/admin = '$net.130:${at[shop-1]}'/" "$dir/shop-1.toml"
 ctl token create --edge --name shop-1 2>> "$dir/log/meshctl.log" |
   ip netns exec "$site" "$(command -v mesh-edge)" join --config "$dir/shop-1.toml" 2>> "$dir/log/shop-1.log"
-allow door/echo edge/shop-1
+allow door/echo service/echo
 wait_for 10 grep -q ready "$dir/log/tricks.out"
 ok
 

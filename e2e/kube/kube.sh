@@ -2,7 +2,10 @@
 # kube: a real Kubernetes, whose kubelets and pods nobody reaches but through the mesh; every verb of kubectl.
 #
 # EGRESS says by which ways the verbs are tried: `none` (a direct route, to compare with), `uds`, `tcp`; `uds tcp` if
-# it says nothing. It takes root, about 3 GiB of memory, and the programs that scripts/kube-binaries names.
+# it says nothing. With QUICK=1, for a machine that has more to do, one shard is tried by the last way and three by the
+# first, large files go once, and crowds are smaller.
+# PARTS says what of it, in this order: `verbs crowd shards drain trouble holes scaling`; all if it says nothing.
+# It takes root, about 3 GiB of memory, and the programs that scripts/kube-binaries names.
 set -euo pipefail
 
 # Everything below runs in namespaces of its own. Whatever becomes of it, the kernel ends its processes, unmounts its
@@ -13,7 +16,7 @@ if [[ -z ${CAUSEWAY_CGROUP:-} ]]; then
     echo 'A cluster of containers takes root: sudo make e2e-kube' >&2
     exit 1
   fi
-  ../scripts/need busybox conntrack containerd curl etcd ip iptables nft openssl ptp runc script socat
+  ../scripts/need busybox cc conntrack containerd curl etcd ip iptables nft openssl ptp runc script socat
   KUBE_BIN=$(../scripts/kube-binaries)
   TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/kube.XXXX")
   export KUBE_BIN TMPDIR CAUSEWAY_CGROUP=causeway-$$
@@ -45,6 +48,8 @@ source "$(dirname "$0")/lib/verbs.sh"
 source "$(dirname "$0")/lib/crowd.sh"
 # shellcheck source=e2e/kube/lib/trouble.sh
 source "$(dirname "$0")/lib/trouble.sh"
+# shellcheck source=e2e/kube/lib/scaling.sh
+source "$(dirname "$0")/lib/scaling.sh"
 PATH=$KUBE_BIN:$PATH
 # What fails inside of $(...) fails the story.
 shopt -s inherit_errexit
@@ -57,14 +62,19 @@ for cni in /usr/lib/cni /opt/cni/bin; do [[ ! -x $cni/ptp ]] || break; done
 clean_up() { [[ $$ != 1 ]] || kill -KILL -1; }
 
 # Before kube-apiserver proxies to a node (nodes/x/proxy) by its host name, it looks the name up itself, and refuses if
-# it finds nothing, although it dials by the name only. So the names have addresses, which lead nowhere.
+# it finds nothing, although it dials by the name only. So the names have addresses, which lead nowhere; but for that of
+# node-4, which is in the cloud.
 {
   echo '127.0.0.1 localhost'
   for number in 1 2 3; do echo "192.0.2.$number node-$number"; done
+  echo '10.200.4.2 node-4'
 } > "$dir/hosts"
 mount --bind "$dir/hosts" /etc/hosts
 
 read -ra ways <<< "${EGRESS:-uds tcp}"
+wants() { [[ " ${PARTS:-verbs crowd shards drain trouble holes scaling} " == *" $1 "* ]]; }
+# usually VALUE QUICK-VALUE
+usually() { if [[ -z ${QUICK:-} ]]; then echo "$1"; else echo "$2"; fi; }
 
 step 'images, made here: busybox, and socat with the libraries that it is linked to'
 image pause '["/bin/sleep","2147483647"]'
@@ -75,9 +85,10 @@ ok "$(cd "$dir/images" && du -ch ./*.tar | tail -n 1 | cut -f1)"
 step 'etcd, kube-apiserver, controllers and scheduler'
 credentials
 store
-apiserver plain "$here" 6443
+# It also asks the pods of aggregated APIs themselves: there is no kube-proxy here for the addresses of Services.
+apiserver plain "$here" 6443 --enable-aggregator-routing
 use plain
-controllers
+controllers --horizontal-pod-autoscaler-sync-period 2s
 ok "$(kubectl version -o json | grep -o '"gitVersion": "[^"]*"' | tail -n 1 | cut -d'"' -f4)"
 
 step 'three nodes, two of which have the same address at different sites'
@@ -105,7 +116,7 @@ ok "$(tail -n 1 <<< "$words")"
 
 # verbs WAY N MB-CP MB-FORWARD: all of them at node-N.
 verbs() {
-  local way words
+  local way words cp=$3 forward=$4
   step "$1: logs, 20,000 lines by hash"
   verb_logs "$2"
   ok
@@ -123,10 +134,11 @@ verbs() {
     over "$way" verb_attach "$2"
     ok
     step "$1: cp over $way"
-    words=$(over "$way" verb_cp "$2" "$3")
+    if [[ -n ${QUICK:-} && $way == spdy ]]; then cp=10 forward=100; fi
+    words=$(over "$way" verb_cp "$2" "$cp")
     ok "$words"
     step "$1: port-forward over $way"
-    words=$(over "$way" verb_forward "$2" "$4")
+    words=$(over "$way" verb_forward "$2" "$forward")
     ok "$words"
     step "$1: run --rm -i over $way"
     over "$way" verb_run "$2"
@@ -155,13 +167,21 @@ within direct ip route add default via 10.201.1.2
 apiserver direct "$direct" 6443 --kubelet-preferred-address-types InternalIP
 ok
 
+verbs_by() {
+  verbs "$1" 1 100 1000
+  verbs_of_services "$1" 1
+  if [[ $1 == direct ]]; then return; fi
+  if [[ -z ${QUICK:-} ]]; then
+    verbs "$1, the other site" 2 10 100
+  else
+    step "$1, the other site: logs, exec, cp, port-forward, get --raw"
+    everything 2
+    ok
+  fi
+}
 for way in "${ways[@]}"; do
   case $way in
-    none)
-      use direct
-      verbs direct 1 100 1000
-      verbs_of_services direct 1
-      ;;
+    none) use direct ;;
     uds | tcp)
       # The first of the two brings the mesh.
       [[ -n ${pid[control]:-} ]] || {
@@ -173,41 +193,94 @@ for way in "${ways[@]}"; do
       if [[ $way == uds ]]; then apiserver uds "$here" 6444; else apiserver tcp "$here" 6445; fi
       use "$way"
       ok
-      verbs "$way" 1 100 1000
-      verbs_of_services "$way" 1
-      verbs "$way, the other site" 2 10 100
       ;;
     *) fail "EGRESS is none, uds or tcp, not $way" ;;
   esac
+  if wants verbs && [[ -z ${QUICK:-} || $way == "${ways[-1]}" ]]; then verbs_by "${way/none/direct}"; fi
 done
 
-if [[ -n ${pid[control]:-} ]]; then
+# median WHAT: of exec by each way, which is to be nearly that by a direct route.
+median() {
+  local name names=(direct)
+  step "exec -- true, the median of $(usually 30 15) by each way, $1"
+  for name in "${ways[@]}"; do [[ $name == none ]] || names+=("$name"); done
+  words=$(exec_times 1 "$(usually 30 15)" "${names[@]}")
+  for name in "${names[@]}"; do
+    below "$(figure "$name" "$words")" "$(awk -v ms="$(figure direct "$words")" 'BEGIN { print ms * 1.1 + 0.1 }')" "exec by $name"
+  done
+  ok "$words ms"
+}
+
+if wants crowd; then
+  median 'one shard'
+
+  step '200 exec at once'
+  if command -v kube-crowd > /dev/null; then
+    words=$(crowd 1 200)
+    ok "$words"
+  else
+    not_here "$KUBE_BIN has no kube-crowd"
+  fi
+
+  step "$(usually 50 20) logs -f, one of whom is stopped"
+  words=$(readers 1 "$(usually 50 20)")
+  ok "$words"
+fi
+
+# From here on everything is about the mesh.
+[[ -n ${pid[control]:-} ]] || exit 0
+
+if wants shards || wants drain || wants trouble; then
+  step 'two more shards, which have all edges then; the apiservers still know the first one only'
+  more_shards
+  ok "node-1 is at $(holder 1), node-2 at $(holder 2), node-3 at $(holder 3)"
+fi
+
+if wants shards; then
+  for way in "${ways[@]}"; do
+    use "${way/none/direct}"
+    if [[ $way == none || -n ${QUICK:-} && $way != "${ways[0]}" ]]; then continue; fi
+    verbs "$way, three shards" 1 10 100
+    verbs_of_services "$way, three shards" 1
+  done
+  [[ -n ${QUICK:-} ]] || median 'three shards'
+fi
+
+if wants drain; then
+  step 'a shard is drained, and stopped, while exec, logs -f and port-forward run'
+  drained 1
+  ok "$words"
+  step 'a shard is stopped while exec, logs -f and port-forward run'
+  terminated 1
+  ok "$words"
+  step 'a shard is killed: the next exec works'
+  # An edge learns it with its next ping, 3 s later at most, and half a second is needed to be sure.
+  words=
+  for ((round = 0; round < $(usually 5 1); round++)); do killed 1 4500; done
+  ok "after $words"
+fi
+
+if wants trouble; then
   step 'the link of an edge is cut: exec says so at once'
-  words=$(cut_off 3)
+  cut_off 3
+  ok "$words"
+  step 'an edge dies: exec says so at once'
+  edge_killed 3
   ok "$words"
   step 'the apiserver that control follows is away, then control is: everything goes on'
   control_away 1
   ok
 fi
 
-step '200 exec at once'
-words=$(crowd 1 200)
-ok "$words"
-
-step '50 logs -f, one of whom is stopped'
-words=$(readers 1 50)
-ok "$words"
-
-step 'exec -- true, the median of 30 by each way'
-names=(direct)
-for way in "${ways[@]}"; do [[ $way == none ]] || names+=("$way"); done
-words=$(exec_times 1 30 "${names[@]}")
-for way in "${names[@]}"; do
-  below "$(figure "$way" "$words")" "$(awk -v ms="$(figure direct "$words")" 'BEGIN { print ms * 1.1 + 0.1 }')" "exec by $way"
-done
-ok "$words ms"
+if wants holes; then
+  step "$(usually 10000 480) CONNECTs to a port that swallows everything"
+  words=$(holes 1 "$(usually 10000 480)")
+  ok "$words"
+fi
 
 step 'what it takes'
 kib=$(memory)
 enough_memory "$kib"
 ok "$(mib "$kib") for everything"
+
+if wants scaling; then scaling; fi

@@ -2,7 +2,7 @@
 # web: nginx behind an edge, reached with curl through the HTTP, HTTPS and proxy doors.
 source "$(dirname "$0")/../lib.sh"
 
-port nginx nginx.tls
+port nginx nginx.tls nginx.visitors
 mkdir -p "$dir/www/up" "$dir/nginx"
 chmod 777 "$dir/www/up" "$dir/nginx"
 echo 'hello from nginx' > "$dir/www/index.html"
@@ -25,6 +25,10 @@ http {
   uwsgi_temp_path $dir/nginx/uwsgi;
   scgi_temp_path $dir/nginx/scgi;
   server {
+    listen 127.0.0.1:${at[nginx.visitors]} proxy_protocol;
+    location / { return 200 'a visitor from \$proxy_protocol_addr'; }
+  }
+  server {
     listen 127.0.0.1:${at[nginx]};
     listen 127.0.0.1:${at[nginx.tls]} ssl;
     ssl_certificate $dir/nginx/cert.pem;
@@ -40,10 +44,12 @@ wait_for 10 listening "${at[nginx]}"
 services other
 
 control
+door visitors shop-1/visitors
+tcp_doors+=('proxy_protocol = true')
 shard "names = ['localhost']"
 edge shop-1 web http "127.0.0.1:${at[nginx]}" http http "127.0.0.1:${at[nginx]}" \
   secure https "127.0.0.1:${at[nginx.tls]}" https https "127.0.0.1:${at[nginx.tls]}" \
-  app http "127.0.0.1:${at[other.http]}"
+  app http "127.0.0.1:${at[other.http]}" visitors tcp "127.0.0.1:${at[nginx.visitors]}"
 edges_ready shop-1
 web=web.shop-1.$domain
 door=http://$web:${at[shard.http]}
@@ -159,6 +165,21 @@ same "$(curl -sS -x "$proxy" --proxy-user "prometheus:$token" -p "$target/")" 'h
 same "$(curl -sS -x "$proxy" --proxy-user "prometheus:$token" "http://$web/")" 'hello from nginx'
 same "$(curl -sS -x "$proxy" --proxy-user "prometheus:$token" --cacert "$dir/nginx/cert.pem" \
   --connect-to "secure.shop-1.$domain:443:shop-1:${at[nginx.tls]}" "https://secure.shop-1.$domain/")" 'hello from nginx'
+ok
+
+step 'the same port by SOCKS5: a page, a refused port, a wrong token'
+socks=(-x "socks5h://localhost:${at[shard.proxy]}" --proxy-user "prometheus:$token")
+same "$(curl -sS "${socks[@]}" "$target/")" 'hello from nginx'
+same "$(curl -sS "${socks[@]}" "http://$web/")" 'hello from nginx'
+words=$(refused curl -sS "${socks[@]}" http://shop-1:9/)
+same "$(status)" 97
+words=$(refused curl -sS -x "socks5h://localhost:${at[shard.proxy]}" --proxy-user prometheus:wrong "$target/")
+same "$(status)" 97
+ok "$words"
+
+step 'a TCP door that tells nginx by PROXY protocol from where a visitor comes'
+allow door/visitors service/visitors
+same "$(curl -sS "http://127.0.0.1:${at[visitors]}/")" 'a visitor from 127.0.0.1'
 ok
 
 step 'the proxy door over TLS with the client certificate of a user'

@@ -9,6 +9,11 @@ mod screen;
 #[path = "../../mesh-cloud/src/doors/proxy/authorization.rs"]
 mod authorization;
 
+// And for SOCKS5.
+#[path = "../../mesh-cloud/src/doors/proxy/socks/wire.rs"]
+#[allow(dead_code, reason = "answers are not parsed")]
+mod socks;
+
 use self::{authorization::Shown, screen::Screen};
 
 /// The field `Proxy-Authorization` of a request.
@@ -17,6 +22,23 @@ pub fn authorization(data: &[u8]) {
     let (Shown::Basic { token, .. } | Shown::Bearer { token }) = &shown;
     assert!(token.reveal().len() <= data.len(), "more came out than went in");
     assert!(!format!("{shown:?}").contains("token: \""), "a token shows");
+}
+
+/// What a visitor says in SOCKS5: the greeting, the login and the request, one after the other.
+pub fn socks5(data: &[u8]) {
+    let Some(rest) = heard(data, socks::greeting) else { return };
+    let Some(rest) = heard(rest, socks::login) else { return };
+    let _ = heard(rest, socks::request);
+}
+
+/// What follows a message, if there is a whole one.
+fn heard<T>(data: &[u8], read: fn(&[u8]) -> socks::Heard<T>) -> Option<&[u8]> {
+    let (_, length) = read(data).ok()??;
+    assert!(length <= 513, "{length} bytes were taken for one message");
+    for shorter in 0..length {
+        assert!(!matches!(read(&data[..shorter]), Ok(Some(_))), "{shorter} of {length} bytes are whole already");
+    }
+    Some(&data[length..])
 }
 
 /// Lines from here on may end a connection one byte earlier or later, by how they were cut.

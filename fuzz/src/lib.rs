@@ -13,7 +13,7 @@ mod wire;
 
 pub use api::{api, ring, rule};
 pub use certificate::{certificate, client_hello, csr, pem};
-pub use door::{authorization, http_screen};
+pub use door::{authorization, http_screen, socks5};
 pub use egress::{book, egress_head, egress_packets};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
 pub use wire::{answer, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
@@ -47,5 +47,6 @@ pub const TARGETS: &[Target] = &[
     ("rule", rule),
     ("shard_to_edge", shard_to_edge),
     ("shard_to_shard", shard_to_shard),
+    ("socks5", socks5),
     ("target", target),
 ];

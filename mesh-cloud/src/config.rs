@@ -12,7 +12,7 @@ use proto::{
     join::CaHash,
     target::{HostPort, Target},
 };
-use runtime::{access::AccessLog, telemetry::LogConfig};
+use runtime::{access::AccessLog, link::congestion::Congestion, telemetry::LogConfig};
 use serde::Deserialize;
 
 /// A shard's configuration file.
@@ -200,6 +200,9 @@ pub struct TcpDoorConfig {
     /// Where it leads: `shop-17:5432`, `shop-17/10.0.0.5:80`, `*/web`.
     #[serde(deserialize_with = "target")]
     pub target: Target,
+    /// Whether the target is told first from where the visitor comes, by PROXY protocol v2. `false`.
+    #[serde(default)]
+    pub proxy_protocol: bool,
 }
 
 fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<T, D::Error> {
@@ -243,6 +246,8 @@ pub struct LimitsConfig {
     pub streams_per_user: usize,
     /// Streams that another shard may have passed on at once. 65,536.
     pub streams_per_peer: u32,
+    /// Who decides how much is sent at once on links: `model`, a model of each path, or `cubic`. `model`.
+    pub congestion: Congestion,
 }
 
 impl Default for LimitsConfig {
@@ -255,6 +260,7 @@ impl Default for LimitsConfig {
             links_per_user: 256,
             streams_per_user: 16_384,
             streams_per_peer: 65_536,
+            congestion: Congestion::default(),
         }
     }
 }

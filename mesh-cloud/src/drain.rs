@@ -66,10 +66,13 @@ impl Drain {
         self.standing.send_replace(ShardState::Draining);
         tracing::info!(streams = self.streams.running(), edges = self.registry.len(), "draining");
         let others = self.out_of_the_ring().await;
-        let lingering = sleep_until(begun + self.linger.min(self.time / 2));
-        tokio::join!(self.send_edges_away(&others, deadline), lingering);
-        self.accepting.stop();
-        self.closing.cancel();
+        let doors = async {
+            sleep_until(begun + self.linger.min(self.time / 2)).await;
+            self.accepting.stop();
+            self.closing.cancel();
+        };
+        // What enters elsewhere for an edge that is still here is served until it has left.
+        tokio::join!(self.send_edges_away(&others, deadline), doors);
         self.listener.refuse_new();
         let left = self.streams.finished(deadline.saturating_duration_since(Instant::now())).await;
         if left > 0 {

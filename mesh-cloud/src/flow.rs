@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{live::Lease, metrics::Metrics, session::StreamCount};
 
 pub mod io;
+pub(crate) mod silence;
+
+use silence::Silence;
 
 /// How long an edge may take to answer an Open. Its own deadline for dialling is shorter.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -35,6 +38,8 @@ pub struct Pending {
     pub(crate) trail: Trail,
     /// Which tunnel it goes through.
     pub(crate) routed: Routed,
+    /// Tells when that tunnel is cut, if it ends here and the opener wants to know at once.
+    pub(crate) silence: Option<Box<Silence>>,
 }
 
 /// A flow whose target is connected.
@@ -88,8 +93,8 @@ impl Pending {
     pub async fn opened_by(mut self, deadline: Instant) -> Result<Opened, Refusal> {
         let mut reader = FrameReader::new(MAX_STREAM_HEAD);
         let deadline = deadline.min(self.trail.begun + ANSWER);
-        let answer = read_answer(&mut self.stream.recv, &mut reader, deadline, &self.trail.edge).await;
-        match answer {
+        let waiting = Waiting { deadline, edge: self.trail.edge.clone(), silence: self.silence.take() };
+        match waiting.answer(&mut self.stream.recv, &mut reader).await {
             Ok((Answer::Opened { edge, address }, _)) => {
                 self.stream.recv.unread(reader.into_rest());
                 let took = self.trail.begun.elapsed();
@@ -127,8 +132,11 @@ impl Pending {
             stream: self.stream,
             mode,
             answer: Arc::clone(&answer),
-            deadline: self.trail.begun + ANSWER,
-            edge: self.trail.edge.clone(),
+            waiting: Waiting {
+                deadline: self.trail.begun + ANSWER,
+                edge: self.trail.edge.clone(),
+                silence: self.silence,
+            },
         };
         let mut trail = self.trail;
         let result = trail.splice(opener, answering).await;
@@ -283,28 +291,46 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Reads the answer frame; also returns its bytes, for those who pass it on.
-async fn read_answer(
-    recv: &mut RecvHalf,
-    reader: &mut FrameReader,
+/// Waits for the edge's answer.
+struct Waiting {
     deadline: Instant,
-    edge: &EdgeId,
-) -> Result<(Answer, Bytes), Refusal> {
-    let lost = |why: String| {
-        let reason = format!("the link to edge/{edge} broke while the stream was being opened ({why}); try again");
-        Refusal::because(RefuseCode::LinkLost, reason)
-    };
-    match timeout_at(deadline, reader.next(recv)).await {
-        Ok(Ok(Some(body))) => match Answer::decode(body.clone()) {
-            Ok(answer) => Ok((answer, body)),
-            Err(e) => Err(Refusal::because(RefuseCode::Internal, format!("edge/{edge} answered nonsense: {e}"))),
-        },
-        Ok(Ok(None)) => Err(lost("the edge ended the stream".into())),
-        Ok(Err(e)) => Err(lost(e.to_string())),
-        Err(_) => {
-            let reason = format!("edge/{edge} did not answer in time; its link may be down");
-            Err(Refusal::because(RefuseCode::MeshTimeout, reason))
+    edge: EdgeId,
+    silence: Option<Box<Silence>>,
+}
+
+impl Waiting {
+    /// Reads the answer frame; also returns its bytes, for those who pass it on.
+    async fn answer(&self, recv: &mut RecvHalf, reader: &mut FrameReader) -> Result<(Answer, Bytes), Refusal> {
+        let edge = &self.edge;
+        let lost = |why: String| {
+            let reason = format!("the link to edge/{edge} broke while the stream was being opened ({why}); try again");
+            Refusal::because(RefuseCode::LinkLost, reason)
+        };
+        let read = tokio::select! {
+            biased;
+            read = timeout_at(self.deadline, reader.next(recv)) => read,
+            refusal = cut(self.silence.as_deref()) => return Err(refusal),
+        };
+        match read {
+            Ok(Ok(Some(body))) => match Answer::decode(body.clone()) {
+                Ok(answer) => Ok((answer, body)),
+                Err(e) => Err(Refusal::because(RefuseCode::Internal, format!("edge/{edge} answered nonsense: {e}"))),
+            },
+            Ok(Ok(None)) => Err(lost("the edge ended the stream".into())),
+            Ok(Err(e)) => Err(lost(e.to_string())),
+            Err(_) => {
+                let reason = format!("edge/{edge} did not answer in time; its link may be down");
+                Err(Refusal::because(RefuseCode::MeshTimeout, reason))
+            }
         }
+    }
+}
+
+async fn cut(silence: Option<&Silence>) -> Refusal {
+    match silence {
+        // It waits in few cases; its room is not every stream's.
+        Some(silence) => Box::pin(silence.cut()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -322,8 +348,7 @@ struct Answering {
     stream: Stream,
     mode: Mode,
     answer: Arc<OnceLock<(Answer, Instant)>>,
-    deadline: Instant,
-    edge: EdgeId,
+    waiting: Waiting,
 }
 
 struct AnsweringSource {
@@ -331,8 +356,7 @@ struct AnsweringSource {
     reader: Option<FrameReader>,
     mode: Mode,
     answer: Arc<OnceLock<(Answer, Instant)>>,
-    deadline: Instant,
-    edge: EdgeId,
+    waiting: Waiting,
 }
 
 impl End for Answering {
@@ -345,8 +369,7 @@ impl End for Answering {
             reader: Some(FrameReader::new(MAX_STREAM_HEAD)),
             mode: self.mode,
             answer: self.answer,
-            deadline: self.deadline,
-            edge: self.edge,
+            waiting: self.waiting,
         };
         (source, self.stream.send)
     }
@@ -355,7 +378,7 @@ impl End for Answering {
 impl Source for AnsweringSource {
     async fn fill(&mut self, out: &mut [Bytes]) -> Result<usize, Broken> {
         let Some(mut reader) = self.reader.take() else { return self.recv.fill(out).await };
-        let (answer, body) = match read_answer(&mut self.recv, &mut reader, self.deadline, &self.edge).await {
+        let (answer, body) = match self.waiting.answer(&mut self.recv, &mut reader).await {
             Ok(read) => read,
             Err(refusal) => {
                 let answer = Answer::Refused(refusal);

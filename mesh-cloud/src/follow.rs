@@ -36,6 +36,7 @@ use tokio::{
 use crate::{
     live::LiveCredentials,
     metrics::Metrics,
+    partings::Partings,
     registry::Registry,
     route::Router,
     session::{EdgeHandle, RenewalRequest, renewal_failed},
@@ -180,6 +181,8 @@ pub struct Reporter {
     pub registry: Registry,
     /// Knows the ring that is gone by, and counts streams.
     pub router: Router,
+    /// Why edges are here no longer.
+    pub partings: Partings,
     /// Whether it is about to stop; closed when it has.
     pub standing: watch::Receiver<ShardState>,
     /// When the process started, in milliseconds since 1970.
@@ -202,6 +205,7 @@ impl Reporter {
         let changes = self.registry.changes();
         let mut missed = BTreeSet::new();
         let mut last_full: Option<Instant> = None;
+        let mut told = 0;
         loop {
             tokio::select! {
                 biased;
@@ -212,6 +216,7 @@ impl Reporter {
             let mut changed = changes.take();
             changed.append(&mut missed);
             let (online, offline) = presence(&self.shard, &self.registry, full, &changed);
+            let (partings, count) = self.partings.after(told);
             let report = ShardReport {
                 started: self.started,
                 number: self.reports.fetch_add(1, Ordering::Relaxed) + 1,
@@ -226,10 +231,15 @@ impl Reporter {
                 full,
                 online,
                 offline,
+                partings,
             };
             match client.post::<Option<()>>("/v1/shards/report", &report).await {
-                Ok(_) if full => last_full = Some(Instant::now()),
-                Ok(_) => {}
+                Ok(_) => {
+                    told = count;
+                    if full {
+                        last_full = Some(Instant::now());
+                    }
+                }
                 Err(e) => {
                     tracing::debug!(error = %e, "presence could not be reported");
                     (missed, last_full) = (changed, None);

@@ -17,7 +17,10 @@ use runtime::{
     api::ApiClient,
     clock,
     identity::IdentityDir,
-    link::{listen::Listener, quic::Dialer},
+    link::{
+        listen::Listener,
+        quic::{Dialer, LinkLimits},
+    },
     shutdown::Tasks,
     tls::{LiveIdentity, MeshVerifier, TrustBundle, server_config},
 };
@@ -37,6 +40,7 @@ mod links;
 pub mod listener;
 pub mod live;
 pub mod metrics;
+pub mod partings;
 pub mod peer;
 pub mod rebalance;
 pub mod registry;
@@ -60,6 +64,7 @@ pub use links::{endpoint_config, link_limits, peer_config, peer_limits, tcp_door
 use listener::Reception;
 use live::LiveCredentials;
 use metrics::Metrics;
+use partings::Partings;
 use peer::Peers;
 use rebalance::Rebalance;
 use registry::Registry;
@@ -123,6 +128,8 @@ pub struct Shard {
     pub directory: Directory,
     /// Links to other shards.
     pub peers: Peers,
+    /// Why edges are here no longer.
+    pub partings: Partings,
     /// Whether it is about to stop.
     pub standing: watch::Receiver<ShardState>,
 }
@@ -146,7 +153,10 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     let families = Families::new();
     let metrics = Arc::new(Metrics::new(&families)?);
     let ready = Ready::new();
-    let limits = link_limits();
+    let congestion = config.limits.congestion;
+    metrics.congestion.with_label_values(&[congestion.name()]).set(1);
+    let limits = LinkLimits { congestion, ..link_limits() };
+    let peer_limits = LinkLimits { congestion, ..peer_limits() };
     let endpoint = endpoint_config(&identity, &bundle, &limits)?;
     let listener = Listener::bind_again(config.listen, endpoint, &limits, &reset_key(&dir)?)
         .with_context(|| format!("cannot listen on UDP {}", config.listen))?;
@@ -169,7 +179,7 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
         metrics: Arc::clone(&metrics),
         renewals,
         ready: ready.part("doors"),
-        peers: Dialer::new(peer_config(&identity, &bundle, &peer_limits())?, &peer_limits()),
+        peers: Dialer::new(peer_config(&identity, &bundle, &peer_limits)?, &peer_limits),
     };
     let following = follow::Following {
         state: state_sender,
@@ -190,6 +200,7 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
         shard: running.id.clone(),
         registry: running.registry.clone(),
         router: running.router.clone(),
+        partings: running.partings.clone(),
         standing: running.standing.clone(),
         started: clock::unix_millis(),
         reports: Arc::default(),
@@ -259,7 +270,7 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
     // They outlive the request to stop: a drain ends them, one after the other.
     let (accepting, streams, sessions) = (Tasks::new(), Tasks::new(), Tasks::new());
     let (closing, ending) = (CancellationToken::new(), CancellationToken::new());
-    let (registry, directory) = (Registry::default(), Directory::default());
+    let (registry, directory, partings) = (Registry::default(), Directory::default(), Partings::default());
     let (standing_sender, standing) = watch::channel(ShardState::Serving);
     let peers = Peers::new(parts.shard.clone(), parts.peers, Arc::clone(&parts.metrics));
     parts.metrics.goes_by(&parts.state.borrow().ring);
@@ -283,6 +294,7 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         directory: directory.clone(),
         standing: standing.clone(),
         live: parts.live,
+        partings: partings.clone(),
         renewals: parts.renewals,
         arrivals: Arc::default(),
         user_links: UserShares::new(config.limits.links_per_user),
@@ -310,6 +322,7 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         router: router.clone(),
         directory,
         peers: peers.clone(),
+        partings,
         standing,
     };
     let doors = Doors { config, router: &router, accepting: &accepting, streams: &streams, metrics: &parts.metrics };
@@ -381,8 +394,8 @@ impl Doors<'_> {
             shard.https = Some(self.run("https", address, move |v| Arc::clone(&door).visit(v))?);
         }
         for tcp in &doors.tcp {
-            let (router, name, target) = (self.router.clone(), tcp.name.clone(), tcp.target.clone());
-            let visit = move |v| doors::tcp::visit(v, router.clone(), name.clone(), target.clone());
+            let (router, door) = (self.router.clone(), tcp.clone());
+            let visit = move |v| doors::tcp::visit(v, router.clone(), door.clone());
             shard.tcp.push((tcp.name.clone(), self.run(&tcp.name, tcp.listen, visit)?));
         }
         let opening = Opening {

@@ -2,18 +2,19 @@
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use proto::{
     ALPN_PEER,
-    api::ShardState,
+    api::{Parting, ShardState},
     code::{CloseCode, RefuseCode, ResetCode},
     frame::MAX_STREAM_HEAD,
     id::{EdgeId, ShardId, UserId},
     identity::{Identity, Role},
-    message::{Refuse, ShardToEdge, Welcome},
+    message::{BYE_MOVED, Refuse, ShardToEdge, Welcome},
     principal::Principal,
     stream::{Answer, Open, Refusal},
 };
@@ -21,7 +22,7 @@ use runtime::{
     clock,
     frames::FrameReader,
     link::{
-        Link, LinkEnd, Stream,
+        EndCause, Link, LinkEnd, Stream,
         listen::{Arriving, Listener},
     },
     shutdown::Tasks,
@@ -39,6 +40,7 @@ use crate::{
     fair::{Arrivals, Share, UserShares},
     live::Lease,
     metrics::Metrics,
+    partings::Partings,
     peer::hear::Hearing,
     registry::{Registered, Registry},
     route::{Request, Router},
@@ -75,6 +77,8 @@ pub struct Reception {
     pub live: crate::live::LiveCredentials,
     /// Passes renewals to control.
     pub renewals: Renewals,
+    /// Why edges are here no longer.
+    pub partings: Partings,
     /// How often each edge comes.
     pub arrivals: Arc<Arrivals>,
     /// Links of each user.
@@ -277,6 +281,22 @@ impl Reception {
         };
         metrics.session_ends.with_label_values(&[cause]).inc();
         tracing::info!(%from, cause, %end, "disconnected");
+        self.part(identity, from, cause, &end);
+    }
+
+    /// Notes why an edge went, unless it went elsewhere.
+    fn part(&self, identity: &Identity, from: SocketAddr, cause: &str, end: &SessionEnd) {
+        let detail = match end {
+            SessionEnd::Link(LinkEnd { cause: EndCause::Closed(code), .. }) if went_elsewhere(*code) => return,
+            SessionEnd::Link(end) => end.detail.clone(),
+            SessionEnd::Bye(reason) if reason == BYE_MOVED => return,
+            SessionEnd::Bye(reason) => reason.clone(),
+            SessionEnd::Refused(refuse) if went_elsewhere(refuse.code) => return,
+            SessionEnd::Refused(refuse) => refuse.reason.clone(),
+        };
+        let Some(edge) = identity.edge() else { return };
+        let (cause, from) = (cause.to_owned(), from.to_string());
+        self.partings.note(Parting { edge, shard: self.shard.clone(), at: clock::unix_now(), cause, detail, from });
     }
 
     /// Whether the edge is served here; if not, it has been told.
@@ -413,6 +433,26 @@ impl Reception {
                 tracing::info!(cause = %end.cause, "a peer left");
             }
         }
+    }
+}
+
+/// Whether a link that ends with this code goes on somewhere else.
+const fn went_elsewhere(code: CloseCode) -> bool {
+    match code {
+        CloseCode::Redirected
+        | CloseCode::Moved
+        | CloseCode::Drained
+        | CloseCode::Shutdown
+        | CloseCode::Replaced
+        | CloseCode::Done => true,
+        CloseCode::DuplicateIdentity
+        | CloseCode::Revoked
+        | CloseCode::NameMismatch
+        | CloseCode::ProtocolError
+        | CloseCode::Expired
+        | CloseCode::WrongRole
+        | CloseCode::Overloaded
+        | CloseCode::HelloTimeout => false,
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Metrics {
     pub moves: IntCounterVec,
     /// Links to other shards.
     pub peers: IntGauge,
+    /// 1 for the `controller` that decides how much is sent at once on links.
+    pub congestion: IntGaugeVec,
     /// Streams that were passed on to another shard, by its answer.
     pub forwarded: IntCounterVec,
     /// Arrivals that wait for their handshake.
@@ -123,6 +125,7 @@ impl Metrics {
             moves_pending: gauge("moves_pending", "Edges that are yet to be asked to move to their owner.")?,
             moves: counters("moves_total", "Orders to edges to go to another shard, by kind.", &["kind"])?,
             peers: gauge("peers", "Links to other shards that are up.")?,
+            congestion: gauges("congestion", "Who decides how much is sent at once on links.", &["controller"])?,
             forwarded: counters("forwarded_total", "Streams passed on to other shards, by answer.", &["answer"])?,
             arrivals_waiting: gauge("arrivals_waiting", "Links that wait for their handshake.")?,
             records_lost: counter(

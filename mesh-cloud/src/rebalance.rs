@@ -14,7 +14,7 @@ use proto::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 use crate::{directory::Directory, metrics::Metrics, registry::Registry, session::EdgeHandle, state::MeshState};
@@ -100,16 +100,27 @@ impl Rebalance {
                 let budget = budgets.entry(member.shard.clone()).or_insert(1.0);
                 *budget = (*budget + per_tick).min(self.rate.max(1.0));
             }
-            for (handle, to) in due {
-                let Some(budget) = budgets.get_mut(&to).filter(|b| **b >= 1.0) else { continue };
+            let affordable = |(_, to): &(Arc<EdgeHandle>, ShardId)| {
+                budgets.get_mut(to).filter(|budget| **budget >= 1.0).is_some_and(|budget| {
+                    *budget -= 1.0;
+                    true
+                })
+            };
+            let batch: Vec<_> = due.into_iter().filter(affordable).collect();
+            let apart = TICK / u32::try_from(batch.len() + 1).unwrap_or(u32::MAX);
+            for (handle, to) in batch {
                 let Some(member) = state.ring.member(&to) else { continue };
                 if handle.order(ShardToEdge::Move { to: member.candidate(), epoch, within: WITHIN }) {
-                    *budget -= 1.0;
                     self.metrics.moves.with_label_values(&["move"]).inc();
                     self.directory.sent(handle.id.clone(), to);
                     let times = asked.get(&handle.id).map_or(0, |a| a.times);
                     let pause = AGAIN.0.saturating_mul(1 << times.min(8)).min(AGAIN.1);
                     asked.insert(handle.id.clone(), Asked { again: now + WITHIN + pause, times: times + 1 });
+                }
+                // Those who move at once make a crowd where they arrive, and streams there wait behind it.
+                sleep(apart).await;
+                if self.state.has_changed().unwrap_or(true) {
+                    break;
                 }
             }
         }

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     directory::Directory,
-    flow::{Beginning, Pending, Trail},
+    flow::{Beginning, Pending, Trail, silence::Silence},
     live::{Lease, LiveCredentials},
     metrics::Metrics,
     peer::Peers,
@@ -202,8 +202,11 @@ impl Router {
                 Search::new(self, &request, edge, until).run().await?
             }
         };
+        // kube-apiserver itself waits for any time, and so does whoever has typed `kubectl exec`.
+        let tells_cut = count.as_ref().filter(|_| request.principal == Principal::Apiserver);
+        let silence = tells_cut.map(|count| Box::new(Silence::new(Arc::clone(count.tunnel()))));
         let trail = self.trail(&request, record, (begun, lease, count), &routed);
-        Ok(Pending { stream, trail, routed })
+        Ok(Pending { stream, trail, routed, silence })
     }
 
     /// Waits for a moment until it is known who people are.

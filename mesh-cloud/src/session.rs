@@ -4,13 +4,13 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use proto::{
     code::{CloseCode, RefuseCode},
     frame::{FrameError, MAX_EDGE_TO_SHARD},
@@ -21,7 +21,7 @@ use proto::{
 use runtime::{
     clock,
     frames::{FrameReader, ReadFrameError},
-    link::{Link, LinkEnd, Stream},
+    link::{Link, LinkEnd, LinkStats, Stream},
 };
 use tokio::{
     sync::mpsc,
@@ -37,6 +37,8 @@ const WRITE: Duration = Duration::from_secs(5);
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long to wait for the edge to allow one more stream.
 const STREAM_CREDIT: Duration = Duration::from_secs(2);
+/// How much later than asked for a ping comes at the latest: by then the edge has asked again.
+const OVERDUE: Duration = Duration::from_millis(1500);
 /// Orders that wait to be sent to the edge; one more is not taken.
 const ORDERS: usize = 16;
 
@@ -63,6 +65,12 @@ pub struct EdgeHandle {
     pub avoids: Vec<ShardId>,
     /// The tunnel.
     pub link: Link,
+    /// When it last said something, in milliseconds since it came, and how often it was asked to.
+    heard: AtomicU64,
+    period: AtomicU64,
+    /// What the link had seen when somebody asked the edge something, and when that was: the first of those since whom
+    /// nothing has come.
+    pub(crate) asked: Mutex<Option<(LinkStats, Instant)>>,
     services: RwLock<Arc<Vec<Service>>>,
     streams: AtomicUsize,
     orders: mpsc::Sender<ShardToEdge>,
@@ -91,6 +99,22 @@ impl EdgeHandle {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.link.remote_address()
+    }
+
+    /// How long ago the edge itself last said something: it pings, so that this is no more than a few seconds.
+    #[must_use]
+    pub fn heard(&self) -> Duration {
+        self.came.elapsed().saturating_sub(Duration::from_millis(self.heard.load(Ordering::Relaxed)))
+    }
+
+    /// Whether it should have pinged by now, and once more.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.heard() > Duration::from_millis(self.period.load(Ordering::Relaxed)) + OVERDUE
+    }
+
+    fn hears(&self) {
+        let now = u64::try_from(self.came.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(now, Ordering::Relaxed);
     }
 
     /// Opens a stream to the edge and sends the head. The answer is still to come.
@@ -137,6 +161,11 @@ fn lost(edge: &EdgeId, why: &str) -> String {
 pub struct StreamCount(Arc<EdgeHandle>);
 
 impl StreamCount {
+    /// Of which tunnel.
+    pub(crate) const fn tunnel(&self) -> &Arc<EdgeHandle> {
+        &self.0
+    }
+
     fn new(handle: &Arc<EdgeHandle>) -> Self {
         handle.streams.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(handle))
@@ -243,6 +272,9 @@ impl Session {
             unix_ms: hello.unix_ms,
             avoids: hello.avoid.clone(),
             link,
+            heard: AtomicU64::new(0),
+            period: AtomicU64::new(0),
+            asked: Mutex::default(),
             services: RwLock::default(),
             streams: AtomicUsize::new(0),
             orders: sender,
@@ -271,6 +303,10 @@ impl Session {
     /// # Errors
     /// If it could not be sent.
     pub async fn say(&mut self, message: ShardToEdge) -> Result<(), SessionEnd> {
+        if let ShardToEdge::Welcome(welcome) = &message {
+            let period = u64::try_from(welcome.ping.as_millis()).unwrap_or(u64::MAX);
+            self.handle.period.store(period, Ordering::Relaxed);
+        }
         self.control.write(message).await
     }
 
@@ -300,6 +336,7 @@ impl Session {
                     self.control.write(ShardToEdge::Renewed(answer)).await
                 }
                 message = self.control.reader.next(&mut self.control.stream.recv) => {
+                    self.handle.hears();
                     match decode(message) {
                         Ok(EdgeToShard::Ping(token)) => self.control.write(ShardToEdge::Pong(token)).await,
                         Ok(EdgeToShard::Announce(services)) => {

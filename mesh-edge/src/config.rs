@@ -15,7 +15,7 @@ use proto::{
 };
 use runtime::{
     access::AccessLog,
-    link::{quic::LinkLimits, tcp::proxy::Proxy},
+    link::{congestion::Congestion, quic::LinkLimits, tcp::proxy::Proxy},
     telemetry::LogConfig,
 };
 use serde::Deserialize;
@@ -124,11 +124,13 @@ fn proxy_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pr
 pub struct LimitsConfig {
     /// Streams that are served at once; one more is refused with `limit-reached`. Default: 1024.
     pub streams: u32,
+    /// Who decides how much is sent at once on a tunnel: `model`, a model of the path, or `cubic`. Default: `model`.
+    pub congestion: Congestion,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { streams: 1024 }
+        Self { streams: 1024, congestion: Congestion::default() }
     }
 }
 
@@ -251,7 +253,7 @@ impl EdgeConfig {
         // quinn gives the credit of streams that ended back in portions of an eighth of the limit.
         let withheld = self.limits.streams.div_ceil(7);
         let streams = self.limits.streams.saturating_add(withheld).saturating_add(STREAM_SLACK);
-        LinkLimits { streams, ..LinkLimits::default() }
+        LinkLimits { streams, congestion: self.limits.congestion, ..LinkLimits::default() }
     }
 }
 

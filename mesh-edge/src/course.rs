@@ -27,6 +27,9 @@ const MAX_REDIRECTS: u8 = 3;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Pause after a problem that only people can solve.
 const SLOW: Duration = Duration::from_secs(60);
+/// Bounds of the pause after a shard had no time for a handshake. It does not grow: the shard lives, and works off a
+/// crowd that should come back as a stream.
+const BUSY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(7));
 /// How long a shard is avoided none of whose addresses could be reached.
 const UNREACHED: Duration = Duration::from_secs(60);
 /// How long a shard is avoided whose link died without a word.
@@ -95,6 +98,8 @@ pub struct Course {
     unreached: Vec<String>,
     /// Somebody answered in this round.
     answered: bool,
+    /// A shard of this round had no time.
+    busy: bool,
     floor: Duration,
     last: Place,
     /// Where the tunnel is.
@@ -127,6 +132,7 @@ impl Course {
             avoid: Avoid::default(),
             unreached: Vec::new(),
             answered: false,
+            busy: false,
             floor: Duration::ZERO,
             last,
             present: None,
@@ -243,7 +249,7 @@ impl Course {
             Outcome::Failed(end) => {
                 self.mind(end.cause);
                 if end.cause == EndCause::Closed(CloseCode::Overloaded) {
-                    self.refused(CloseCode::Overloaded, None, now, random);
+                    self.had_no_time(now, random);
                 } else if !could_not_reach(end.cause) {
                     self.answered = true;
                 } else if !quick {
@@ -300,6 +306,15 @@ impl Course {
         }
     }
 
+    fn had_no_time(&mut self, now: Instant, random: f64) {
+        (self.answered, self.busy) = (true, true);
+        let rest = BUSY.0 + (BUSY.1 - BUSY.0).mul_f64(random);
+        self.resting.push((self.last.clone(), now + rest));
+        if let Some(shard) = &self.last.shard {
+            self.avoid.add(shard, Why::Asked, now, rest);
+        }
+    }
+
     fn may_haste(&mut self, now: Instant) -> bool {
         self.hasty.retain(|at| now - *at < HASTE.1);
         let may = self.hasty.len() < HASTE.0;
@@ -332,7 +347,7 @@ impl Course {
     }
 
     fn begin(&mut self) {
-        (self.next, self.tried, self.answered) = (0, 0, false);
+        (self.next, self.tried, self.answered, self.busy) = (0, 0, false, false);
         self.spare.clear();
         self.unreached.clear();
     }
@@ -373,7 +388,8 @@ impl Course {
         }
         self.answered = false;
         self.unreached.clear();
-        let pause = self.backoff.next_delay(random).max(std::mem::take(&mut self.floor));
+        let floor = std::mem::take(&mut self.floor);
+        let pause = if std::mem::take(&mut self.busy) { BUSY.0 } else { self.backoff.next_delay(random) }.max(floor);
         self.tried = 0;
         // The one that wants to rest least comes first, and of equals the next in turn.
         let soonest = (0..self.places.len()).map(|i| (self.next + i) % self.places.len()).min_by_key(|&i| {

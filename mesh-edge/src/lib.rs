@@ -161,6 +161,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
         "no shard is known: neither does `shards` in the configuration name one, nor did enrolment, nor does control now; start one, or write shards = [\"HOST:7400\"]",
     )?;
     let metrics = Arc::new(Metrics::new(&registry)?);
+    metrics.congestion_is(config.limits.congestion);
     let (dice, ways) = (Dice::new(rng), Arc::new(Mutex::new(ways)));
     let (renewed, answers) = mpsc::channel(1);
     let (phase_sender, phase) = watch::channel(Phase::Starting);

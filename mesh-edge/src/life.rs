@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use proto::{
     code::CloseCode,
     id::{EdgeId, ShardId},
-    message::{Candidate, EdgeToShard, Hello, Welcome},
+    message::{BYE_MOVED, Candidate, EdgeToShard, Hello, Welcome},
 };
 use runtime::{
     clock,
@@ -442,7 +442,7 @@ impl Life {
         if self.retiring.len() > MOST_RETIRING {
             self.retiring.pop_front().inspect(CancellationToken::cancel);
         }
-        tunnel.say_bye("moved to another shard");
+        tunnel.say_bye(BYE_MOVED);
         let until = until.unwrap_or_else(|| Instant::now() + RETIRE);
         self.parts.tunnel.tasks.spawn(async move {
             let stopped = async {

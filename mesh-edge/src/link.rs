@@ -311,7 +311,10 @@ impl Heart {
     fn answered(&self, token: u64) {
         let now = Instant::now();
         match self.pulse.lock().answered(token, now) {
-            Some(rtt) => self.metrics.observe_rtt(rtt),
+            Some(rtt) => {
+                self.metrics.observe_rtt(rtt);
+                self.metrics.path.observe(&self.link);
+            }
             None => return debug!(token, "a Pong that nobody waited for"),
         }
         self.last.send_replace(Some(now));

@@ -5,6 +5,10 @@ use std::time::Duration;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
 };
+use runtime::link::{
+    Link,
+    congestion::{Congestion, model::Phase},
+};
 
 /// The metrics of an edge, `mesh_edge_*`.
 #[derive(Clone, Debug)]
@@ -41,6 +45,10 @@ pub struct Metrics {
     pub bytes_up: IntCounter,
     /// Bytes from targets.
     pub bytes_down: IntCounter,
+    /// 1 for the `controller` that decides how much is sent at once.
+    pub congestion: IntGaugeVec,
+    /// What that controller believes of the tunnel's path, if it has a model.
+    pub path: PathMetrics,
     /// Problems with who this edge, or its peer, is, by `kind`.
     pub identity_errors: IntCounterVec,
 }
@@ -88,13 +96,69 @@ impl Metrics {
             streams: vec("streams_total", "Streams that ended.", "outcome")?,
             bytes_up: bytes.with_label_values(&["up"]),
             bytes_down: bytes.with_label_values(&["down"]),
+            congestion: register(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new("mesh_edge_congestion", "Who decides how much is sent at once."),
+                    &["controller"],
+                )?,
+            )?,
+            path: PathMetrics::new(registry)?,
             identity_errors: vec("identity_errors_total", "Problems with certificates and identities.", "kind")?,
         })
+    }
+
+    /// Notes who decides how much is sent at once.
+    pub fn congestion_is(&self, congestion: Congestion) {
+        self.congestion.with_label_values(&[congestion.name()]).set(1);
     }
 
     /// Notes a round trip.
     pub fn observe_rtt(&self, rtt: Duration) {
         self.rtt.observe(rtt.as_secs_f64());
+    }
+}
+
+/// What the congestion controller of the present tunnel believes.
+#[derive(Clone, Debug)]
+pub struct PathMetrics {
+    /// Bytes per second that the path takes.
+    pub bandwidth: Gauge,
+    /// Round trip with an empty queue, in seconds.
+    pub min_rtt: Gauge,
+    /// Share of packets that is lost by chance.
+    pub chance_loss: Gauge,
+    /// Bytes that may be in flight.
+    pub window: IntGauge,
+    /// 1 for the `phase` that it is in.
+    pub phase: IntGaugeVec,
+}
+
+impl PathMetrics {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| register(registry, Gauge::new(format!("mesh_edge_path_{name}"), help)?);
+        Ok(Self {
+            bandwidth: gauge("bandwidth_bytes_per_second", "What the path takes, as measured.")?,
+            min_rtt: gauge("min_rtt_seconds", "Round trip with an empty queue.")?,
+            chance_loss: gauge("chance_loss_ratio", "Share of packets that is lost by chance.")?,
+            window: register(registry, IntGauge::new("mesh_edge_path_window_bytes", "Bytes that may be in flight.")?)?,
+            phase: register(
+                registry,
+                IntGaugeVec::new(Opts::new("mesh_edge_path_phase", "What the controller does."), &["phase"])?,
+            )?,
+        })
+    }
+
+    /// Notes what is believed of a tunnel now. Nothing if its controller has no model.
+    pub fn observe(&self, link: &Link) {
+        let Some(model) = link.path_model() else { return };
+        self.bandwidth.set(model.bandwidth);
+        self.min_rtt.set(model.min_rtt.as_secs_f64());
+        self.chance_loss.set(model.chance_loss);
+        self.window.set(i64::try_from(model.window).unwrap_or(i64::MAX));
+        for phase in Phase::ALL {
+            self.phase.with_label_values(&[phase.name()]).set(i64::from(phase == model.phase));
+        }
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod shard;
 pub(crate) mod ssh;
 pub(crate) mod token;
 pub(crate) mod user;
+pub(crate) mod why;
 
 /// What every command knows.
 #[derive(Clone, Debug)]
@@ -56,6 +57,7 @@ pub(crate) enum Command {
     Proxy(proxy::ProxyArgs),
     Forward(forward::ForwardArgs),
     Ping(ping::PingArgs),
+    Why(why::WhyArgs),
     Completions(completions::CompletionsArgs),
     Dev(dev::DevArgs),
 }
@@ -81,6 +83,7 @@ impl Command {
             Self::Proxy(args) => proxy::run(context, &args).await,
             Self::Forward(args) => forward::run(context, args).await,
             Self::Ping(args) => ping::run(context, &args).await,
+            Self::Why(args) => why::run(context, &args).await,
             Self::Completions(args) => completions::run(&args),
             Self::Dev(args) => dev::run(context, &args).await,
         }

@@ -33,6 +33,9 @@ pub(crate) enum Failure {
     /// There is nobody left to tell: the reader of standard output went away, or a signal ended the command. Status 1.
     #[error("ended early")]
     Quiet,
+    /// The result says it already; only the status is left.
+    #[error("status {0}")]
+    Told(u8),
 }
 
 impl Failure {
@@ -43,6 +46,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Refused(_) => 3,
             Self::Unreachable(_) => 4,
+            Self::Told(status) => *status,
         })
     }
 
@@ -55,6 +59,7 @@ impl Failure {
             Self::Refused(why) => Self::Refused(put(why)),
             Self::Unreachable(why) => Self::Unreachable(put(why)),
             Self::Quiet => Self::Quiet,
+            Self::Told(status) => Self::Told(status),
         }
     }
 

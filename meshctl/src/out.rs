@@ -75,7 +75,7 @@ pub(crate) fn note(words: &str) {
 
 /// Says what went wrong.
 pub(crate) fn error(failure: &Failure) {
-    if !matches!(failure, Failure::Quiet) {
+    if !matches!(failure, Failure::Quiet | Failure::Told(_)) {
         note(&format!("{} {failure}", paint("meshctl:", Tone::Bad, colour(io::stderr().is_terminal()))));
     }
 }

@@ -119,7 +119,11 @@ fn taken(key: NodeKey, enrolled: &Enrolled) -> Result<(Credentials, TrustBundle)
     Ok((Credentials::new(key, chain)?, bundle))
 }
 
+/// Keeps a list of shards. An empty one is not kept: those that were alive last may be back before control is.
 fn note_shards(dir: &IdentityDir, shards: &[Candidate]) -> Result<(), Failure> {
+    if shards.is_empty() {
+        return Ok(());
+    }
     let note = ShardsNote { fetched: unix_now(), shards: shards.to_vec() };
     let words = serde_json::to_string(&note).map_err(|e| Failure::Failed(e.to_string()))?;
     Ok(dir.write(SHARDS, &words)?)

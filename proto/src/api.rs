@@ -197,6 +197,26 @@ pub struct EdgeView {
     pub presence: Option<Presence>,
     /// When a shard last saw it.
     pub last_seen: Option<i64>,
+    /// Why a shard had to do without it last, as far as this replica of control has heard since it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parting: Option<Parting>,
+}
+
+/// Why an edge's tunnel ended, or why the edge was not let in, as the shard saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parting {
+    /// The edge.
+    pub edge: EdgeId,
+    /// The shard.
+    pub shard: ShardId,
+    /// When.
+    pub at: i64,
+    /// The kind: `bye` if the edge left by its own will, or as in `mesh_shard_session_ends_total`.
+    pub cause: String,
+    /// More, for people.
+    pub detail: String,
+    /// The address from which the edge came.
+    pub from: String,
 }
 
 /// An edge on a shard.
@@ -259,6 +279,9 @@ pub struct ShardReport {
     pub online: Vec<Presence>,
     /// Edges that went.
     pub offline: Vec<EdgeId>,
+    /// Why edges went, or were not let in, since the last report.
+    #[serde(default)]
+    pub partings: Vec<Parting>,
 }
 
 const fn usual_weight() -> u32 {

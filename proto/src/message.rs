@@ -19,6 +19,8 @@ pub const MAX_SERVICES: usize = 256;
 const MAX_CANDIDATES: usize = 64;
 /// Most shards that an edge avoids.
 pub const MAX_AVOIDED: usize = 16;
+/// What an edge says in [`EdgeToShard::Bye`] when it goes on elsewhere.
+pub const BYE_MOVED: &str = "moved to another shard";
 /// Most certificates of a chain or a bundle.
 const MAX_CERTIFICATES: usize = 16;
 

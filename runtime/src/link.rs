@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::cert::CertFacts;
 
+pub mod congestion;
 pub mod end;
 pub mod io;
 pub mod listen;
@@ -228,6 +229,16 @@ impl Link {
         match &self.way {
             Way::Quic(connection, _) => connection.close_reason().map(|e| LinkEnd::from_connection(&e)),
             Way::Tcp(link) => link.end(),
+        }
+    }
+
+    /// What the congestion controller believes of the path; `None` if it has no model, as over TCP, where the system has
+    /// its own.
+    #[must_use]
+    pub fn path_model(&self) -> Option<congestion::PathModel> {
+        match &self.way {
+            Way::Quic(connection, _) => congestion::path_model(connection),
+            Way::Tcp(_) => None,
         }
     }
 

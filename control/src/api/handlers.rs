@@ -301,7 +301,7 @@ pub(super) fn who(facts: &CertFacts) -> String {
 
 fn edge_view(edge: StoredEdge, presence: Option<Presence>, seen: Option<i64>) -> EdgeView {
     let StoredEdge { name, site, enrolled, not_after, revoked, last_seen } = edge;
-    EdgeView { name, site, enrolled, not_after, revoked, presence, last_seen: seen.max(last_seen) }
+    EdgeView { name, site, enrolled, not_after, revoked, presence, last_seen: seen.max(last_seen), parting: None }
 }
 
 impl App {
@@ -309,6 +309,6 @@ impl App {
         let edge = self.store.edge(name).await.map_err(|e| store_error(&e))?;
         let edge = edge.ok_or_else(|| not_found("edge", name.as_str()))?;
         let (presence, seen) = self.presence.of(name, Instant::now());
-        Ok(edge_view(edge, presence, seen))
+        Ok(EdgeView { parting: self.presence.parting(name), ..edge_view(edge, presence, seen) })
     }
 }

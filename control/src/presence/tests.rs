@@ -38,6 +38,7 @@ fn report(full: bool, online: Vec<api::Presence>, offline: &[&str]) -> ShardRepo
         full,
         online,
         offline,
+        partings: vec![],
     }
 }
 

@@ -62,6 +62,7 @@ pub(crate) fn serving(shard: &str) -> ShardReport {
         full: false,
         online: vec![],
         offline: vec![],
+        partings: vec![],
     }
 }
 

@@ -1,5 +1,5 @@
-// Every program of a Kubernetes cluster in one: it is whichever it is called as. One binary links what they share
-// once, so it takes a fifth of the time and of the room that six would.
+// Every program of a Kubernetes cluster in one, and a crowd of clients: it is whichever it is called as. One binary
+// links what they share once, so it takes a fifth of the time and of the room that six would.
 package main
 
 import (
@@ -30,6 +30,7 @@ var programs = map[string]func() *cobra.Command{
 	"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 	"kubectl":                 func() *cobra.Command { return kubectl.NewDefaultKubectlCommand() },
 	"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
+	"kube-crowd":              newCrowdCommand,
 }
 
 func main() {

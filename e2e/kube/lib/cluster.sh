@@ -82,7 +82,7 @@ credentials() {
   printf '[req]\ndistinguished_name = dn\n[dn]\n' > "$pki/openssl.conf"
   for name in kube front; do authority "$name"; done
   certificate apiserver kube /CN=kube-apiserver serverAuth \
-    "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,IP:127.0.0.1,IP:10.96.0.1,IP:$here,IP:$direct"
+    "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,IP:127.0.0.1,IP:10.96.0.1,IP:10.200.4.2,IP:$here,IP:$direct"
   certificate to-kubelet kube '/O=system:masters/CN=kube-apiserver-kubelet-client' clientAuth
   certificate admin kube '/O=system:masters/CN=admin' clientAuth
   certificate controllers kube /CN=system:kube-controller-manager clientAuth
@@ -118,12 +118,15 @@ egress_selector() {
 }
 
 # apiserver NAME ADDRESS PORT [FLAG...]: one more kube-apiserver on the same store, with the egress_selector of that
-# name if there is one. `direct` runs in its own place. From then on, `use NAME`.
+# name if there is one. `direct` runs in its own place, `cloud` on the node there. From then on, `use NAME`.
 apiserver() {
   local name=$1 address=$2 door=$3 egress=() run=(start "apiserver-$1") ends=none
   shift 3
   if [[ -e $dir/egress-$name.yaml ]]; then egress=(--egress-selector-config-file "$dir/egress-$name.yaml"); fi
-  if [[ $name == direct ]]; then run=(start_in direct apiserver-direct); fi
+  case $name in
+    direct) run=(start_in direct apiserver-direct) ;;
+    cloud) run=(start_in node-4 apiserver-cloud) ;;
+  esac
   # Only the one that nodes know is behind the Service `kubernetes`.
   if [[ $address:$door == "$here:6443" ]]; then ends=lease; fi
   "${run[@]}" kube-apiserver --etcd-servers "http://$here:2379" --advertise-address "$address" --secure-port "$door" \
@@ -141,7 +144,7 @@ apiserver() {
   cp "$pki/admin.key" "$pki/$name.key"
   cp "$pki/admin.crt" "$pki/$name.crt"
   kubeconfig "$name" "$address:$door"
-  wait_for 60 kubectl --kubeconfig "$pki/$name.conf" get --raw /readyz
+  wait_for 180 kubectl --kubeconfig "$pki/$name.conf" get --raw /readyz
 }
 
 # use NAME: kubectl talks to the apiserver of that name from now on.
@@ -155,5 +158,5 @@ controllers() {
     --cluster-signing-key-file "$pki/kube.key" "$@"
   start scheduler kube-scheduler --kubeconfig "$pki/scheduler.conf" --leader-elect=false \
     --authentication-kubeconfig "$pki/scheduler.conf" --authorization-kubeconfig "$pki/scheduler.conf"
-  wait_for 60 kubectl get serviceaccount default
+  wait_for 120 kubectl get serviceaccount default
 }

@@ -8,7 +8,8 @@
 image() {
   local name=$1 command=$2 root=$dir/images/$1 file library applet
   shift 2
-  mkdir -p "$root/root/bin" "$root/root/tmp" "$root/root/www"
+  mkdir -p "$root/root/bin" "$root/root/etc" "$root/root/tmp" "$root/root/www"
+  echo 'hosts: files dns' > "$root/root/etc/nsswitch.conf"
   chmod 1777 "$root/root/tmp"
   cp "$(command -v busybox)" "$root/root/bin/busybox"
   while read -r applet; do ln -sf busybox "$root/root/bin/$applet"; done < <(busybox --list | grep -vx busybox)

@@ -1,44 +1,182 @@
-# Sourced by kube.sh: what kubectl shows when something is away.
-# shellcheck shell=bash
+# Sourced by kube.sh: what kubectl shows when something is away, and what goes on. The functions leave their figures in
+# `words`, since what they start and stop is this shell's.
+# shellcheck shell=bash disable=SC2034 # kube.sh reads it
 
 works() { [[ $(patience=5 k exec "pod-$1" -c main -- echo works) == works ]]; }
-said_offline() { [[ $(k exec "pod-$1" -c main -- true 2>&1 || true) == *edge-offline* ]]; }
+# holder N: the shard at which the edge of node-N is. It says so as well while it has not pinged it yet.
+holder() { curl -s "http://10.200.$1.2:${at[node-$1]}/readyz" | grep -o 'shard-[0-9]*' | head -n 1; }
+restart() {
+  start_shard "$1"
+  wait_for 20 ready "${at[$1.admin]}"
+}
+# let_go NAME: has a shard that is stopping end now: what is left are connections that kube-apiserver keeps for later.
+let_go() {
+  wait_for 5 serves_nobody "$1"
+  stop "$1"
+}
+serves_nobody() { (($(metric "${at[$1.admin]}" mesh_shard_tunnels) == $(metric "${at[$1.admin]}" mesh_shard_tunnels_leaving))); }
 
-# cut_off N: nothing of node-N's edge gets through any more, and exec says so, soon. Prints what it says.
+# --- what goes on while a shard leaves --------------------------------------------------------------------------------
+
+# going N: an exec, a `logs -f` and a port-forward to pod-N that have something to do for fifteen seconds.
+# gone_on N: waits until they have done it, and compares every byte.
+going() {
+  local number
+  [[ -e $dir/going ]] || random_file going 30
+  same "$(k exec -i "pod-$1" -c main -- sh -c 'cat > /www/going; echo there' < "$dir/going")" there
+  going_mark="going-$RANDOM$RANDOM"
+  : > "$dir/log/going-logs.out"
+  start going-logs kubectl logs -f "pod-$1" -c main --tail=1
+  wait_for 20 test -s "$dir/log/going-logs.out"
+  forwarded "$1"
+  : > "$dir/going-page"
+  curl -sS --max-time 120 --limit-rate 2M "http://127.0.0.1:${at[forwarded]}/going" > "$dir/going-page" &
+  pid[going-page]=$!
+  : > "$dir/going-exec"
+  for number in {1..150}; do echo "$number" && sleep 0.1; done |
+    kubectl exec -i "pod-$1" -c main -- cat > "$dir/going-exec" 2> "$dir/log/going-exec.log" &
+  pid[going-exec]=$!
+  k exec "pod-$1" -c main -- sh -c "(for i in \$(seq 150); do echo $going_mark \$i > /tmp/say; sleep 0.1; done) > /dev/null 2>&1 &"
+  wait_for 20 test -s "$dir/going-exec"
+  wait_for 20 test -s "$dir/going-page"
+}
+still_going() { running going-exec && running going-page || fail 'what was to go on had ended before'; }
+gone_on() {
+  wait "${pid[going-exec]}" || fail "exec ended with status $?: $(cat "$dir/log/going-exec.log")"
+  same "$(sha256sum < "$dir/going-exec")" "$(seq 150 | sha256sum)"
+  wait "${pid[going-page]}" || fail "the download ended with status $?"
+  same "$(hash_of "$dir/going-page")" "$(hash_of "$dir/going")"
+  wait_for 20 came_whole "$going_mark" "$dir/log/going-logs.out" "$(seq 150 | sed "s/^/$going_mark /" | sha256sum)"
+  running going-logs || fail 'kubectl logs -f ended by itself'
+  unset 'pid[going-exec]' 'pid[going-page]'
+  stop going-logs
+  stop forward
+  k exec "pod-$1" -c main -- rm /www/going
+}
+
+# drained N: the shard of node-N's edge is drained by order, and then stopped. terminated N: it is stopped as it is.
+drained() {
+  local old began
+  wait_for 20 works "$1"
+  old=$(holder "$1")
+  going "$1"
+  began=$(now)
+  ctl shard drain "$old" --wait --timeout 30s > /dev/null
+  wait_for 5 elsewhere "$1" "$old"
+  words="$old had no edges after $(since "$began")"
+  kill -TERM "${pid[$old]}"
+  still_going
+  gone_on "$1"
+  let_go "$old"
+  restart "$old"
+  ctl shard undrain "$old" > /dev/null
+}
+terminated() {
+  local old began
+  wait_for 20 works "$1"
+  old=$(holder "$1")
+  going "$1"
+  began=$(now)
+  kill -TERM "${pid[$old]}"
+  wait_for 20 elsewhere "$1" "$old"
+  words="node-$1 was elsewhere after $(since "$began")"
+  still_going
+  gone_on "$1"
+  let_go "$old"
+  restart "$old"
+}
+elsewhere() { [[ -n $(holder "$1") && $(holder "$1") != "$2" ]]; }
+
+# killed N LIMIT: the shard of node-N's edge dies, and exec works again after so many ms at most.
+killed() {
+  local old began took
+  wait_for 20 works "$1"
+  old=$(holder "$1")
+  crash "$old"
+  began=$(now)
+  wait_for 20 works "$1"
+  took=$(($(now) - began))
+  restart "$old"
+  words+="${words:+, }$took ms"
+  below "$took" "$2" 'the time until exec works, in ms,'
+}
+
+# --- what does not ----------------------------------------------------------------------------------------------------
+
+# cut_off N: from one moment to the next nothing of node-N's edge gets through any more.
 cut_off() {
-  local began took words
+  healthy "$1"
   within "node-$1" nft -f - << 'EOF'
 table inet cut {
   chain out { type filter hook output priority 0; meta l4proto udp drop; }
   chain in { type filter hook input priority 0; meta l4proto udp drop; }
 }
 EOF
-  # The shard has to hear nothing for a while before it knows; until then the door answers within its bound.
-  wait_for 60 said_offline "$1"
+  says_cut "$1"
+  within "node-$1" nft delete table inet cut
+  heals "$1"
+}
+# edge_killed N: the edge's process dies; its host goes on.
+edge_killed() {
+  healthy "$1"
+  crash "edge-$1"
+  says_cut "$1"
+  start_edge_on "$1"
+  heals "$1"
+}
+# healthy N: an exec that works, and how long it takes. says_cut N: one that does not; the mesh's part of that is what it
+# takes longer, since kubectl alone takes a second on a machine that is busy.
+healthy() {
+  wait_for 20 works "$1"
+  began=$(now)
+  k exec "pod-$1" -c main -- true
+  usual=$(($(now) - began))
+}
+says_cut() {
   began=$(now)
   words=$(refused k exec "pod-$1" -c main -- true)
   took=$(($(now) - began))
-  has "$words" "node-$1"
-  has "$words" offline
-  below "$took" 1000 'the refusal, in ms,'
-  within "node-$1" nft delete table inet cut
+  has "$words" "link to edge/node-$1 is cut"
+  below "$((took - usual))" 800 'what the refusal takes longer than a good exec, in ms,'
+  words="after $took ms, where a good one takes $usual ms: $(tail -n 1 <<< "$words")"
+}
+heals() {
   began=$(now)
   wait_for 60 works "$1"
-  echo "after $took ms: $(tail -n 1 <<< "$words"); healed after $(since "$began")"
+  words+="; healed after $(since "$began")"
 }
 
-# control_away N: everything goes on without control, and without the apiserver that control follows.
+# --- what is not needed -----------------------------------------------------------------------------------------------
+
+# everything N: each way through the mesh once, but for those that take a Service.
+everything() {
+  verb_exec "$1"
+  verb_stdin "$1"
+  verb_cp "$1" 1 > /dev/null
+  verb_forward "$1" 10 > /dev/null
+  same "$(k logs "pod-$1" -c main --limit-bytes=6)" $'1\n2\n3'
+  verb_node_proxy "$1"
+  verb_pod_proxy "$1"
+}
+# control_away N: everything goes on without the apiserver that control follows, then without control as well, and with
+# a control that has just started and cannot ask that apiserver. The Services must be node-N's.
 control_away() {
   # kubelet asks that apiserver who may do what, and remembers the answer for some minutes.
-  verb_exec "$1"
+  everything "$1"
   kill -STOP "${pid[apiserver-plain]}"
-  verb_exec "$1"
-  verb_pod_proxy "$1"
-  kill -CONT "${pid[apiserver-plain]}"
+  everything_and_services "$1"
   crash control
-  verb_exec "$1"
-  verb_pod_proxy "$1"
-  verb_service_proxy "$1"
+  everything_and_services "$1"
   start control mesh-control --config "$dir/control.toml"
   wait_for 30 ready "${at[control.admin]}"
+  everything_and_services "$1"
+  kill -CONT "${pid[apiserver-plain]}"
+  everything "$1"
+  # Controllers that hear no node for 40 s take the pods there out of the Services, and back in when they hear them.
+  wait_for 60 page_is_served "$1"
+}
+page_is_served() { [[ $(k get --raw /api/v1/namespaces/default/services/page:http/proxy/) == "hello from pod-$1" ]]; }
+everything_and_services() {
+  everything "$1"
+  verb_service_proxy "$1"
 }

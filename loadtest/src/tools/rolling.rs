@@ -11,10 +11,9 @@ use crate::fleet::{self, Fleet, Plan, RETIRED, load, report::Report};
 const GIVE_UP: Duration = Duration::from_secs(180);
 /// How long a shard may take to be ready.
 const READY: Duration = Duration::from_secs(30);
-/// Part of the drain time behind [`LINGER`] that ticking streams live at most: they could end in time, so they must.
-const LIFE: f64 = 0.8;
-/// How long a shard that stops still takes new streams; it is never more than half of the drain time.
-const LINGER: Duration = Duration::from_secs(5);
+/// Part of the drain time that ticking streams live at most. A shard has sent its last edge away when half of the time
+/// is over, so that streams which begin before and live for so long could end in time; hence they must.
+const LIFE: f64 = 0.4;
 
 /// Which fleet, and which load.
 #[derive(Debug, Args)]
@@ -56,7 +55,7 @@ async fn measure(fleet: &mut Fleet, args: &RollingArgs) -> anyhow::Result<Report
     let members = fleet.shards.len();
     fleet.settled(members, GIVE_UP).await?;
     let drain = Duration::from_secs(args.drain.into());
-    let longest = (drain - LINGER.min(drain / 2)).mul_f64(LIFE);
+    let longest = drain.mul_f64(LIFE);
     let plan = load::Plan {
         streams: args.streams,
         rate: args.rate,

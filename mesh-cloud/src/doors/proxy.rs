@@ -1,5 +1,5 @@
-//! The proxy door: people and tools say who they are and where they want to go. CONNECT and absolute-form HTTP on one
-//! port, with TLS or without.
+//! The proxy door: people and tools say who they are and where they want to go. CONNECT and absolute-form HTTP with TLS
+//! or without, and SOCKS5, all on one port.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -42,6 +42,7 @@ use crate::{
 mod authorization;
 mod credentials;
 mod destination;
+mod socks;
 
 /// The name of the door.
 const DOOR: &str = "proxy";
@@ -49,10 +50,6 @@ const DOOR: &str = "proxy";
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// First byte of a TLS record with a handshake message (RFC 8446, 5.1).
 const TLS: u8 = 0x16;
-/// First byte of SOCKS5 (RFC 1928, 3).
-const SOCKS5: u8 = 0x05;
-/// SOCKS5: no acceptable methods.
-const NO_METHODS: [u8; 2] = [0x05, 0xff];
 
 /// The door.
 #[derive(Debug)]
@@ -86,15 +83,15 @@ impl ProxyDoor {
         if visitor.socket.set_nodelay(true).is_err() {
             return;
         }
+        let trusted = self.plain_tokens || visitor.from.ip().is_loopback();
         match first {
             // In boxes of their own, so that a visitor who says nothing does not occupy the room that a server needs.
             TLS => Box::pin(self.visit_over_tls(visitor)).await,
-            SOCKS5 => {
-                self.turned_away("socks");
-                visit::farewell(visitor.socket, &NO_METHODS).await;
+            socks::SOCKS5 => {
+                let Visitor { socket, from } = visitor;
+                Box::pin(self.visit_by_socks(socket, from.to_string(), trusted)).await;
             }
             _ => {
-                let trusted = self.plain_tokens || visitor.from.ip().is_loopback();
                 let peer = if trusted { Peer::Plain } else { Peer::PlainFromAfar };
                 let Visitor { socket, from } = visitor;
                 Box::pin(self.serve(socket, from, peer)).await;

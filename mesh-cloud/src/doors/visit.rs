@@ -1,8 +1,14 @@
-//! What doors do alike with a fresh connection: wait for its first byte at no cost, and end it with a last word.
+//! What doors do alike with a fresh connection: wait for its first byte at no cost, see whether it is still there, and
+//! end it with a last word.
 
 use std::{io, time::Duration};
 
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How long a visitor may be silent before the first byte.
@@ -23,6 +29,30 @@ pub(super) async fn first_byte(socket: &TcpStream, stopping: &CancellationToken)
         }
     };
     stopping.run_until_cancelled(timeout(FIRST_BYTE, peek)).await?.ok()?
+}
+
+/// Works for as long as the client is there, and keeps what it sends meanwhile, up to `most` bytes. `None` if it went.
+pub(super) async fn while_there<C, T>(
+    client: &mut C,
+    early: &mut BytesMut,
+    most: usize,
+    work: impl Future<Output = T>,
+) -> Option<T>
+where
+    C: AsyncRead + Unpin,
+{
+    tokio::pin!(work);
+    while early.len() < most {
+        tokio::select! {
+            biased;
+            done = &mut work => return Some(done),
+            read = client.read_buf(early) => match read {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+    Some(work.await)
 }
 
 /// Says a last word and closes so that it arrives: a socket that is closed over unread bytes sends a reset, which may

@@ -111,7 +111,7 @@ fn tell(mesh: &Mesh, event: WatchEvent) {
     mesh.state.send_replace(Arc::new(next));
 }
 
-async fn call(folder: &Folder, target: &str) -> UnixStream {
+pub(crate) async fn call(folder: &Folder, target: &str) -> UnixStream {
     let mut socket = UnixStream::connect(folder.file("e.sock")).await.unwrap();
     ask(&mut socket, target).await;
     socket
@@ -136,7 +136,7 @@ async fn exactly<C: AsyncRead + Unpin>(socket: &mut C, length: usize) -> Vec<u8>
     buffer
 }
 
-async fn rest<C: AsyncRead + Unpin>(socket: &mut C) -> Vec<u8> {
+pub(crate) async fn rest<C: AsyncRead + Unpin>(socket: &mut C) -> Vec<u8> {
     let mut all = Vec::new();
     timeout(PATIENCE, socket.read_to_end(&mut all)).await.expect("the end in time").unwrap();
     all

@@ -10,6 +10,7 @@
 mod carrier;
 mod egress;
 mod egress_grpc;
+mod egress_silence;
 mod http;
 mod http2;
 mod https;
@@ -17,3 +18,5 @@ mod identity;
 mod mesh;
 mod proxy;
 mod smuggling;
+mod socks;
+mod tcp;

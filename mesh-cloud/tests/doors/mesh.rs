@@ -148,7 +148,7 @@ impl Mesh {
         };
         let tasks = Tasks::new();
         let shard = start_with(&config, parts, &tasks).unwrap();
-        edge(&ca, shard.mesh, services).await;
+        edge(&ca, "shop-1", shard.mesh, services).await;
         let mesh = Self { ca, shard, tasks, state, live, records, tcp };
         until(|| {
             let edge = mesh.shard.registry.find(&"shop-1".parse().unwrap());
@@ -156,6 +156,12 @@ impl Mesh {
         })
         .await;
         mesh
+    }
+
+    /// Has the edge `shop-2` come by another way to the shard.
+    pub(crate) async fn second_edge(&self, way: SocketAddr) {
+        edge(&self.ca, "shop-2", way, &[]).await;
+        until(|| self.shard.registry.find(&"shop-2".parse().unwrap()).is_some()).await;
     }
 
     /// Tries to open egress doors beside those of this mesh.
@@ -203,9 +209,9 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
 }
 
 /// An edge that greets, announces and serves.
-async fn edge(ca: &TestCa, shard: SocketAddr, services: &[(&str, u16)]) {
-    let dialer = Dialer::new(quic::client_config(edge_tls(ca, "shop-1"), &limits()).unwrap(), &limits());
-    greet(dialer.dial(shard, "shard").await.unwrap(), "shop-1", services).await;
+async fn edge(ca: &TestCa, name: &str, shard: SocketAddr, services: &[(&str, u16)]) {
+    let dialer = Dialer::new(quic::client_config(edge_tls(ca, name), &limits()).unwrap(), &limits());
+    greet(dialer.dial(shard, "shard").await.unwrap(), name, services).await;
 }
 
 fn edge_tls(ca: &TestCa, name: &str) -> rustls::ClientConfig {
@@ -429,6 +435,10 @@ impl Talk {
     }
 
     pub(crate) async fn exactly(&mut self, length: usize) -> String {
+        String::from_utf8_lossy(&self.exactly_bytes(length).await).into_owned()
+    }
+
+    pub(crate) async fn exactly_bytes(&mut self, length: usize) -> Vec<u8> {
         let reading = async {
             while self.heard.len() < length {
                 assert_ne!(self.socket.read_buf(&mut self.heard).await.unwrap(), 0, "it ended early");
@@ -436,11 +446,17 @@ impl Talk {
         };
         timeout(PATIENCE, reading).await.expect("all bytes in time");
         let rest = self.heard.split_off(length);
-        String::from_utf8_lossy(&std::mem::replace(&mut self.heard, rest)).into_owned()
+        std::mem::replace(&mut self.heard, rest)
+    }
+
+    /// Reads everything until the end, as text.
+    pub(crate) async fn rest(&mut self) -> (String, Ended) {
+        let (bytes, ended) = self.rest_bytes().await;
+        (String::from_utf8_lossy(&bytes).into_owned(), ended)
     }
 
     /// Reads everything until the end.
-    pub(crate) async fn rest(&mut self) -> (String, Ended) {
+    pub(crate) async fn rest_bytes(&mut self) -> (Vec<u8>, Ended) {
         let reading = async {
             loop {
                 match self.socket.read_buf(&mut self.heard).await {
@@ -451,7 +467,7 @@ impl Talk {
             }
         };
         let ended = timeout(PATIENCE, reading).await.expect("the end in time");
-        (String::from_utf8_lossy(&std::mem::take(&mut self.heard)).into_owned(), ended)
+        (std::mem::take(&mut self.heard), ended)
     }
 
     /// Closes with a reset.

@@ -149,6 +149,22 @@ async fn who_asks_to_be_left_alone_is_left_alone_and_the_others_are_asked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shard_without_time_for_a_handshake_is_asked_again_soon_however_often_it_said_so() {
+    let mut now = Instant::now();
+    let mut alone = course(&["a:1"]);
+    alone.first(NONE, now);
+    for _ in 0..10 {
+        story(&mut alone, now, &[(failed(EndCause::Closed(CloseCode::Overloaded)), "a:1", 7_000)]);
+        now += Duration::from_secs(7);
+    }
+    let step = alone.step(&failed(EndCause::Closed(CloseCode::Overloaded)), now, 0.0);
+    assert_eq!(step.delay, BUSY.0, "a crowd that was turned away at once comes back as a stream");
+    // Silence is another matter, and has not been waited for yet.
+    now += BUSY.0;
+    story(&mut alone, now, &[(failed(EndCause::TimedOut), "a:1", 1_500), (failed(EndCause::TimedOut), "a:1", 4_500)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_only_people_can_change_is_tried_slowly() {
     for code in [CloseCode::Revoked, CloseCode::NameMismatch, CloseCode::WrongRole, CloseCode::DuplicateIdentity] {
         let (mut c, now) = (course(&["a:1", "b:1"]), Instant::now());

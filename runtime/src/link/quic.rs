@@ -17,7 +17,7 @@ use quinn::{
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{ConnectedSocket, EndCause, Link, LinkEnd, Own, SignSender};
+use super::{ConnectedSocket, EndCause, Link, LinkEnd, Own, SignSender, congestion::Congestion};
 use crate::tls;
 
 /// What a link may use. Every limit is set here; none is left to a library's default.
@@ -37,6 +37,8 @@ pub struct LinkLimits {
     pub keep_alive: Option<Duration>,
     /// How long a handshake may take.
     pub handshake: Duration,
+    /// Who decides how much may be in flight.
+    pub congestion: Congestion,
 }
 
 impl Default for LinkLimits {
@@ -51,6 +53,7 @@ impl Default for LinkLimits {
             idle: Duration::from_secs(12),
             keep_alive: None,
             handshake: Duration::from_secs(5),
+            congestion: Congestion::default(),
         }
     }
 }
@@ -101,6 +104,7 @@ impl LinkLimits {
             .max_idle_timeout(IdleTimeout::try_from(self.idle).ok())
             .keep_alive_interval(self.keep_alive)
             .initial_mtu(INITIAL_MTU)
+            .congestion_controller_factory(self.congestion.factory())
             .datagram_receive_buffer_size(None);
         transport
     }

@@ -96,9 +96,9 @@ weight = {{ $uds | ternary $values.egress.uds.weight $values.shards.weight }}
 log = { format = "json" }
 
 [doors]
-proxy = "{{ and $values.shards.doors.proxy (not $uds) | ternary "[::]" "127.0.0.1" }}:7480"
-http = "{{ and $values.shards.doors.http (not $uds) | ternary "[::]" "127.0.0.1" }}:7481"
-https = "{{ and $values.shards.doors.https (not $uds) | ternary "[::]" "127.0.0.1" }}:7482"
+proxy = {{ and $values.shards.doors.proxy (not $uds) | ternary "[::]:7480" "none" | quote }}
+http = {{ and $values.shards.doors.http (not $uds) | ternary "[::]:7481" "none" | quote }}
+https = {{ and $values.shards.doors.https (not $uds) | ternary "[::]:7482" "none" | quote }}
 {{- if $uds }}
 
 [doors.egress]
@@ -114,7 +114,7 @@ clients = {{ toJson $values.egress.tcp.clients }}
 {{- end }}
 {{- end }}
 
-{{/* Where edges reach it, if that is not the address of the pod itself. */}}
+{{/* Where edges reach it. A name of its own, which a shard would say by itself, is known in no DNS. */}}
 {{- define "causeway.advertise" -}}
 {{- $values := .root.Values -}}
 {{- if eq .part "egress" -}}
@@ -125,6 +125,8 @@ $(HOST_IP):{{ $values.shards.port }}
 {{ $values.shards.nodePort.host }}:{{ $values.shards.nodePort.prefix }}$(POD_INDEX)
 {{- else if eq $values.shards.address "loadBalancer" -}}
 $(POD_NAME).{{ $values.shards.loadBalancer.domain }}:{{ $values.shards.port }}
+{{- else -}}
+$(POD_IP):{{ $values.shards.port }}
 {{- end -}}
 {{- end }}
 
@@ -183,9 +185,7 @@ spec:
     - --set=enrol.ca=$(CA_HASH)
     - --set=enrol.token_file=/var/run/secrets/causeway/token
     - --set=name="$(POD_NAME)"
-    {{- with $advertise }}
-    - --set=advertise=["{{ . }}"]
-    {{- end }}
+    - --set=advertise=["{{ $advertise }}"]
     env:
     - name: CA_HASH
       valueFrom: {secretKeyRef: {name: {{ $values.ca.secret }}, key: hash}}
@@ -194,6 +194,10 @@ spec:
     {{- if contains "HOST_IP" $advertise }}
     - name: HOST_IP
       valueFrom: {fieldRef: {fieldPath: status.hostIP}}
+    {{- end }}
+    {{- if contains "POD_IP" $advertise }}
+    - name: POD_IP
+      valueFrom: {fieldRef: {fieldPath: status.podIP}}
     {{- end }}
     {{- if contains "POD_INDEX" $advertise }}
     - name: POD_INDEX

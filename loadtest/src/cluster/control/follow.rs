@@ -170,6 +170,7 @@ impl Following {
             full: false,
             online: Vec::new(),
             offline: Vec::new(),
+            partings: Vec::new(),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     answer::Failure,
     head::{self, BadHead, MAX_HEAD},
 };
-use crate::flow::Opened;
+use crate::{doors::visit, flow::Opened};
 
 /// Exactly this, with nothing behind it.
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
@@ -51,7 +51,7 @@ impl EgressDoor {
                 let deadline = Instant::now() + self.within;
                 let dialling = self.dial(&to, &from, deadline);
                 // Whoever goes away while the dial is pending takes it along.
-                match while_there(&mut client, &mut early, dialling).await {
+                match visit::while_there(&mut client, &mut early, MAX_EARLY, dialling).await {
                     Some(dialled) => dialled,
                     None => {
                         self.turned_away("gone");
@@ -99,25 +99,6 @@ where
             Ok(_) => {}
         }
     }
-}
-
-/// Works for as long as the client is there, and keeps what it sends meanwhile.
-async fn while_there<C, T>(client: &mut C, early: &mut BytesMut, work: impl Future<Output = T>) -> Option<T>
-where
-    C: AsyncRead + Unpin,
-{
-    tokio::pin!(work);
-    while early.len() < MAX_EARLY {
-        tokio::select! {
-            biased;
-            done = &mut work => return Some(done),
-            read = client.read_buf(early) => match read {
-                Ok(0) | Err(_) => return None,
-                Ok(_) => {}
-            }
-        }
-    }
-    Some(work.await)
 }
 
 async fn tunnel<C>(mut client: C, mut early: BytesMut, opened: Opened)

@@ -66,7 +66,8 @@ fn by_certificate(facts: &CertFacts) -> Result<Caller, Answer> {
     Ok(Caller { principal, credential: facts.serial.clone() })
 }
 
-fn by_token(shown: Option<Shown>, state: &MeshState) -> Result<Caller, Answer> {
+/// Who shows this.
+pub(super) fn by_token(shown: Option<Shown>, state: &MeshState) -> Result<Caller, Answer> {
     let (user, token) = match shown {
         None => return Err(unauthenticated(&format!("the proxy door wants to know who asks: {HOW}"))),
         Some(Shown::Basic { user, token }) => (Some(user), token),
