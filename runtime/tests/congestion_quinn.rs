@@ -37,7 +37,8 @@ use runtime::{
     link::{
         Link, Stream,
         congestion::Congestion,
-        quic::{self, Dialer, LinkLimits, Listener},
+        listen::Listener,
+        quic::{self, Dialer, LinkLimits},
     },
     tls::{LiveIdentity, MeshVerifier, client_config, server_config, testing::TestCa},
 };
