@@ -39,6 +39,7 @@ pub mod follow;
 pub mod listener;
 pub mod live;
 pub mod metrics;
+mod opener;
 pub mod partings;
 pub mod peer;
 pub mod rebalance;
