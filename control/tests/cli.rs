@@ -3,9 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test stops where something is wrong")]
 
 use std::{
+    io::{BufRead, BufReader},
     process::{Command, Stdio},
+    sync::mpsc,
     time::Duration,
 };
+
+/// How long control may take to say something.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn mesh_control() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
@@ -62,17 +67,16 @@ fn it_starts_says_where_the_way_in_lies_and_stops_cleanly() {
         .spawn()
         .unwrap();
     let stderr = child.stderr.take().unwrap();
-    let reader = std::thread::spawn(move || {
-        use std::io::{BufRead, BufReader};
-        BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<_>>().join("\n")
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        // The test is over if nobody reads.
+        BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)).ok()
     });
-    let join = std::path::Path::new(data).join("admin.join");
-    for _ in 0..500 {
-        if join.exists() && run(&["ca-hash", "--data-dir", data]).0 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
+    let mut log = Vec::new();
+    while !log.last().is_some_and(|line: &String| line.contains("control is up")) {
+        log.push(lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("control is not up: {log:?}")));
     }
+    let join = std::path::Path::new(data).join("admin.join");
     let line = std::fs::read_to_string(&join).unwrap();
     let (ok, hash, _) = run(&["ca-hash", "--data-dir", data]);
     assert!(ok && line.contains(hash.trim()), "{hash}");
@@ -84,7 +88,8 @@ fn it_starts_says_where_the_way_in_lies_and_stops_cleanly() {
     let stopped = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(stopped.success());
     assert!(child.wait().unwrap().success());
-    let log = reader.join().unwrap();
+    log.extend(lines);
+    let log = log.join("\n");
     assert!(log.contains("admin.join") && log.contains("stopped"), "{log}");
     let secret = line.split("://").nth(1).unwrap().split('@').next().unwrap();
     assert!(!log.contains(secret.split('.').nth(1).unwrap()), "no token in the log");

@@ -40,6 +40,7 @@ mod links;
 pub mod listener;
 pub mod live;
 pub mod metrics;
+mod opener;
 pub mod partings;
 pub mod peer;
 pub mod rebalance;

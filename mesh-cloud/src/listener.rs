@@ -10,26 +10,23 @@ use std::{
 use proto::{
     ALPN_PEER,
     api::{Parting, ShardState},
-    code::{CloseCode, RefuseCode, ResetCode},
-    frame::MAX_STREAM_HEAD,
-    id::{EdgeId, ShardId, UserId},
+    code::CloseCode,
+    id::{EdgeId, ShardId},
     identity::{Identity, Role},
-    message::{BYE_MOVED, Refuse, ShardToEdge, Welcome},
+    message::{Refuse, ShardToEdge, Welcome},
     principal::Principal,
-    stream::{Answer, Open, Refusal},
 };
 use runtime::{
     clock,
-    frames::FrameReader,
     link::{
-        EndCause, Link, LinkEnd, Stream,
+        Link,
         listen::{Arriving, Listener},
     },
     shutdown::Tasks,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, timeout},
+    time::Instant,
 };
 use tracing::{Instrument, info_span};
 
@@ -37,18 +34,17 @@ use crate::{
     admit::{Standing, Verdict, candidates, ping_period},
     config::LimitsConfig,
     directory::Directory,
-    fair::{Arrivals, Share, UserShares},
+    fair::{Arrivals, UserShares},
     live::Lease,
     metrics::Metrics,
-    partings::Partings,
+    opener::{OnBehalf, Opener},
+    partings::{self, Partings},
     peer::hear::Hearing,
     registry::{Registered, Registry},
-    route::{Request, Router},
+    route::Router,
     session::{Notice, Renewals, Session, SessionEnd},
 };
 
-/// How long the head of a stream may take.
-const HEAD: Duration = Duration::from_secs(10);
 /// Arrivals that wait for their handshake; one more is turned away.
 const WAITING: usize = 2048;
 /// How long an arrival may wait: whoever has waited longer has given up, or will before its handshake is through.
@@ -286,15 +282,7 @@ impl Reception {
 
     /// Notes why an edge went, unless it went elsewhere.
     fn part(&self, identity: &Identity, from: SocketAddr, cause: &str, end: &SessionEnd) {
-        let detail = match end {
-            SessionEnd::Link(LinkEnd { cause: EndCause::Closed(code), .. }) if went_elsewhere(*code) => return,
-            SessionEnd::Link(end) => end.detail.clone(),
-            SessionEnd::Bye(reason) if reason == BYE_MOVED => return,
-            SessionEnd::Bye(reason) => reason.clone(),
-            SessionEnd::Refused(refuse) if went_elsewhere(refuse.code) => return,
-            SessionEnd::Refused(refuse) => refuse.reason.clone(),
-        };
-        let Some(edge) = identity.edge() else { return };
+        let (Some(edge), Some(detail)) = (identity.edge(), partings::detail(end)) else { return };
         let (cause, from) = (cause.to_owned(), from.to_string());
         self.partings.note(Parting { edge, shard: self.shard.clone(), at: clock::unix_now(), cause, detail, from });
     }
@@ -432,127 +420,6 @@ impl Reception {
             end = hearing.run(|stream| opener.serve(stream, &tasks)) => {
                 tracing::info!(cause = %end.cause, "a peer left");
             }
-        }
-    }
-}
-
-/// Whether a link that ends with this code goes on somewhere else.
-const fn went_elsewhere(code: CloseCode) -> bool {
-    match code {
-        CloseCode::Redirected
-        | CloseCode::Moved
-        | CloseCode::Drained
-        | CloseCode::Shutdown
-        | CloseCode::Replaced
-        | CloseCode::Done => true,
-        CloseCode::DuplicateIdentity
-        | CloseCode::Revoked
-        | CloseCode::NameMismatch
-        | CloseCode::ProtocolError
-        | CloseCode::Expired
-        | CloseCode::WrongRole
-        | CloseCode::Overloaded
-        | CloseCode::HelloTimeout => false,
-    }
-}
-
-/// For whom the streams of a link are.
-#[derive(Clone)]
-enum OnBehalf {
-    /// For the one at the other end.
-    Of { principal: Principal, credential: Option<String>, shares: Option<(UserId, UserShares)> },
-    /// For whom another shard says.
-    Stated,
-}
-
-/// Serves the streams that somebody on a link opens.
-struct Opener {
-    router: Router,
-    on_behalf: OnBehalf,
-    link: Link,
-}
-
-impl Opener {
-    async fn run(self, tasks: Tasks) -> LinkEnd {
-        loop {
-            match self.link.accept().await {
-                Ok(stream) => self.serve(stream, &tasks),
-                Err(end) => return end,
-            }
-        }
-    }
-
-    fn serve(&self, stream: Stream, tasks: &Tasks) {
-        let (router, on_behalf) = (self.router.clone(), self.on_behalf.clone());
-        let from = self.link.remote_address().to_string();
-        tasks.spawn(relay(stream, router, on_behalf, from));
-    }
-}
-
-async fn relay(mut stream: Stream, router: Router, on_behalf: OnBehalf, from: String) {
-    let mut reader = FrameReader::new(MAX_STREAM_HEAD);
-    let open = match timeout(HEAD, reader.next(&mut stream.recv)).await {
-        Ok(Ok(Some(body))) => Open::decode(body),
-        Ok(Ok(None) | Err(_)) | Err(_) => return stream.abort(ResetCode::ProtocolError),
-    };
-    stream.recv.unread(reader.into_rest());
-    let passed_on = matches!(on_behalf, OnBehalf::Stated);
-    let request = open
-        .map_err(|e| Refusal::because(RefuseCode::BadRequest, e.to_string()))
-        .and_then(|open| request(open, on_behalf, from));
-    let opened = match request {
-        // The share is held for as long as the stream is.
-        Ok((request, share)) => router.open(request).await.map(|pending| (pending, share)),
-        Err(refusal) => Err(refusal),
-    };
-    let refusal = match opened {
-        Ok((pending, _share)) => {
-            if passed_on {
-                let routed = Answer::Routed(pending.routed().clone()).encode();
-                if stream.send.write_one(routed).await.is_err() {
-                    return;
-                }
-            }
-            return pending.relay(stream).await;
-        }
-        Err(refusal) => refusal,
-    };
-    if stream.send.write_one(Answer::Refused(refusal).encode()).await.is_ok() {
-        stream.send.finish();
-        // Until it has arrived, or the link has ended.
-        let _ = stream.send.delivered().await;
-    }
-    stream.recv.stop(ResetCode::Refused);
-}
-
-/// What an Open asks for, and on whose behalf: only a shard is believed when it says for whom.
-fn request(open: Open, on_behalf: OnBehalf, from: String) -> Result<(Request, Option<Share<UserId>>), Refusal> {
-    match on_behalf {
-        OnBehalf::Of { principal, credential, shares } => {
-            let share = shares.map(|(user, shares)| {
-                shares.take(&user).ok_or_else(|| {
-                    let reason = format!(
-                        "user/{user} has as many streams open at this shard as one user may (limits.streams_per_user)"
-                    );
-                    Refusal::because(RefuseCode::LimitReached, reason)
-                })
-            });
-            let request =
-                Request { credential, trace: open.trace, ..Request::new(principal, from, "link", open.target) };
-            Ok((request, share.transpose()?))
-        }
-        OnBehalf::Stated => {
-            let principal = open.principal.ok_or_else(|| {
-                Refusal::because(RefuseCode::BadRequest, "a shard passed a stream on and did not say for whom")
-            })?;
-            let request = Request {
-                trace: open.trace,
-                hops: open.hops,
-                via: open.via,
-                relayed: true,
-                ..Request::new(principal, from, &open.door, open.target)
-            };
-            Ok((request, None))
         }
     }
 }

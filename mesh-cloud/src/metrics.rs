@@ -36,6 +36,8 @@ pub struct Metrics {
     pub door_connections: IntGaugeVec,
     /// Connections that a door turned away, by reason.
     pub door_refusals: IntCounterVec,
+    /// Times that the egress door's files had changed, by what became of them.
+    pub egress_files: IntCounterVec,
     /// Whether control is being followed.
     pub control_connected: IntGauge,
     /// Revision of what control said last.
@@ -115,6 +117,7 @@ impl Metrics {
             open_seconds,
             door_connections: gauges("door_connections", "Connections on each door.", &["door"])?,
             door_refusals: counters("door_refusals_total", "Connections turned away by a door.", &["door", "reason"])?,
+            egress_files: counters("egress_files_total", "Changes of the egress door's files.", &["outcome"])?,
             control_connected: gauge("control_connected", "1 while control is being followed.")?,
             control_revision: gauge("control_revision", "Revision of what control said last.")?,
             duplicate_identities: counter("duplicate_identities_total", "Times that two machines used one identity.")?,

@@ -3,7 +3,10 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
-use proto::api::Parting;
+use proto::{api::Parting, code::CloseCode, message::BYE_MOVED};
+use runtime::link::{EndCause, LinkEnd};
+
+use crate::session::SessionEnd;
 
 /// Partings that are kept until every replica of control has them; the oldest give way.
 const KEPT: usize = 1024;
@@ -40,6 +43,36 @@ impl Partings {
         let inner = self.0.lock();
         let after = inner.last.iter().filter(|(n, _)| *n > number).map(|(_, parting)| parting.clone());
         (after.collect(), inner.count)
+    }
+}
+
+/// What is to be told of an end; `None` if the edge went elsewhere.
+pub(crate) fn detail(end: &SessionEnd) -> Option<String> {
+    match end {
+        SessionEnd::Link(LinkEnd { cause: EndCause::Closed(code), .. }) if went_elsewhere(*code) => None,
+        SessionEnd::Link(end) => Some(end.detail.clone()),
+        SessionEnd::Bye(reason) => (reason != BYE_MOVED).then(|| reason.clone()),
+        SessionEnd::Refused(refuse) => (!went_elsewhere(refuse.code)).then(|| refuse.reason.clone()),
+    }
+}
+
+/// Whether a link that ends with this code goes on somewhere else.
+const fn went_elsewhere(code: CloseCode) -> bool {
+    match code {
+        CloseCode::Redirected
+        | CloseCode::Moved
+        | CloseCode::Drained
+        | CloseCode::Shutdown
+        | CloseCode::Replaced
+        | CloseCode::Done => true,
+        CloseCode::DuplicateIdentity
+        | CloseCode::Revoked
+        | CloseCode::NameMismatch
+        | CloseCode::ProtocolError
+        | CloseCode::Expired
+        | CloseCode::WrongRole
+        | CloseCode::Overloaded
+        | CloseCode::HelloTimeout => false,
     }
 }
 

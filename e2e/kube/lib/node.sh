@@ -8,20 +8,20 @@
 image() {
   local name=$1 command=$2 root=$dir/images/$1 file library applet
   shift 2
-  mkdir -p "$root/root/bin" "$root/root/etc" "$root/root/tmp" "$root/root/www"
-  echo 'hosts: files dns' > "$root/root/etc/nsswitch.conf"
-  chmod 1777 "$root/root/tmp"
-  cp "$(command -v busybox)" "$root/root/bin/busybox"
-  while read -r applet; do ln -sf busybox "$root/root/bin/$applet"; done < <(busybox --list | grep -vx busybox)
+  mkdir -p "$root/files/bin" "$root/files/etc" "$root/files/tmp" "$root/files/www"
+  echo 'hosts: files dns' > "$root/files/etc/nsswitch.conf"
+  chmod 1777 "$root/files/tmp"
+  cp "$(command -v busybox)" "$root/files/bin/busybox"
+  while read -r applet; do ln -sf busybox "$root/files/bin/$applet"; done < <(busybox --list | grep -vx busybox)
   for file in "$@"; do
-    install -m 755 "$file" "$root/root/bin/"
+    install -m 755 "$file" "$root/files/bin/"
     # ldd fails for a static program, which needs nothing.
     while read -r library; do
-      mkdir -p "$root/root${library%/*}"
-      cp -Ln "$library" "$root/root$library"
+      mkdir -p "$root/files${library%/*}"
+      cp -Ln "$library" "$root/files$library"
     done < <(ldd "$file" 2> /dev/null | grep -o '/[^ ]*' || true)
   done
-  tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$root/root" -cf "$root/layer.tar" .
+  tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$root/files" -cf "$root/layer.tar" .
   printf '{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/bin"],"Cmd":%s},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
     "$command" "$(hash_of "$root/layer.tar")" > "$root/config.json"
   printf '[{"Config":"config.json","RepoTags":["local/%s:1"],"Layers":["layer.tar"]}]' "$name" > "$root/manifest.json"

@@ -113,7 +113,7 @@ impl EgressDoor {
             with.run_unix(path, config.mode.0, move |socket| Arc::clone(&door).serve_grpc(socket))?;
         }
         let Some(tcp) = &config.tcp else { return Ok(None) };
-        let tls = Arc::new(LiveTls::load(tcp, with.identity).context("the egress door's TLS")?);
+        let tls = Arc::new(LiveTls::load(tcp, with.identity, with.metrics).context("the egress door's TLS")?);
         let listener = Door::open(DOOR, tcp.listen, with.connections, Arc::clone(with.metrics))
             .with_context(|| format!("cannot open the egress door on {}", tcp.listen))?;
         let address = listener.local_addr()?;

@@ -420,23 +420,18 @@ async fn over_tcp_a_client_certificate_of_the_right_ca_and_name_is_needed_and_fi
     assert_eq!(answer_over_tls(&mesh, Some((&new, kas)), &target).await, None, "of another CA");
 
     // While kube-apiserver is moved to a new CA, both are good; then only the new one is.
+    let changes = |outcome: &str| mesh.shard.router.metrics().egress_files.with_label_values(&[outcome]).get();
     files.cas(&[&old, &new]);
-    let begun = Instant::now();
-    while answer_over_tls(&mesh, Some((&new, kas)), &target).await.is_none() {
-        assert!(begun.elapsed() < PATIENCE, "the new CA is not taken");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until(|| changes("taken") == 1).await;
+    assert_eq!(answer_over_tls(&mesh, Some((&new, kas)), &target).await.as_deref(), Some(ESTABLISHED));
     assert_eq!(answer_over_tls(&mesh, Some((&old, kas)), &target).await.as_deref(), Some(ESTABLISHED));
     // A file that is no use changes nothing.
     std::fs::write(folder.file("clients.pem"), "nonsense").unwrap();
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    until(|| changes("unusable") == 1).await;
     assert_eq!(answer_over_tls(&mesh, Some((&new, kas)), &target).await.as_deref(), Some(ESTABLISHED));
     files.cas(&[&new]);
-    let begun = Instant::now();
-    while answer_over_tls(&mesh, Some((&old, kas)), &target).await.is_some() {
-        assert!(begun.elapsed() < PATIENCE, "the old CA is still taken");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until(|| changes("taken") == 2).await;
+    assert_eq!(answer_over_tls(&mesh, Some((&old, kas)), &target).await, None, "of the CA that is gone");
 
     // And it carries bytes, in both directions, to a clean end.
     let mut tls = over_tls(mesh.shard.egress.unwrap(), &mesh.ca, Some((&new, kas))).await.unwrap();

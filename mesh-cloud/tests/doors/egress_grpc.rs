@@ -1,6 +1,13 @@
 //! The egress door over gRPC, with a client that is not ours: h2, and packets put together by hand.
 
-use std::{future::poll_fn, path::Path, time::Duration};
+use std::{
+    future::poll_fn,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{RecvStream, SendStream, client::SendRequest};
@@ -217,9 +224,12 @@ async fn a_call_whose_target_does_not_read_does_not_hold_up_the_others() {
     let mut stuck = Call::new(&client).await;
     let id = stuck.dial(&format!("shop-1:{}", stage.port())).await.unwrap();
     let _target = stage.enter().await;
+    let poured = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&poured);
     let pouring = tokio::spawn(async move {
         loop {
             stuck.say(id, &[0; 32 * 1024]).await;
+            counted.fetch_add(32 * 1024, Ordering::Relaxed);
         }
     });
     // Its target never stops, its client never reads.
@@ -228,7 +238,8 @@ async fn a_call_whose_target_does_not_read_does_not_hold_up_the_others() {
     deaf.say(id, &[0; 60_000]).await;
     let edge = mesh.shard.registry.find(&"shop-1".parse().unwrap()).unwrap();
     until(|| edge.streams() == 2).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // As much as a stream may hold that nobody reads.
+    until(|| poured.load(Ordering::Relaxed) >= 512 * 1024).await;
     for round in 0..50 {
         let mut call = Call::new(&client).await;
         let id = call.dial(&format!("shop-1:{port}")).await.unwrap();

@@ -19,7 +19,7 @@ use rustls::{
 };
 
 use super::answer::Failure;
-use crate::config::EgressTcpConfig;
+use crate::{config::EgressTcpConfig, metrics::Metrics};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -31,6 +31,7 @@ pub(super) struct LiveTls {
     client_ca: PathBuf,
     clients: Vec<String>,
     identity: LiveIdentity,
+    metrics: Arc<Metrics>,
     present: RwLock<(Texts, Arc<ServerConfig>)>,
 }
 
@@ -43,7 +44,11 @@ struct Texts {
 
 impl LiveTls {
     /// Reads the files for the first time.
-    pub(super) fn load(config: &EgressTcpConfig, identity: &LiveIdentity) -> anyhow::Result<Self> {
+    pub(super) fn load(
+        config: &EgressTcpConfig,
+        identity: &LiveIdentity,
+        metrics: &Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
         anyhow::ensure!(
             !config.clients.is_empty(),
             "doors.egress.tcp.clients is empty: name the common names or alternative names of kube-apiserver's client certificates"
@@ -60,6 +65,7 @@ impl LiveTls {
             client_ca: config.client_ca.clone(),
             clients: config.clients.clone(),
             identity: identity.clone(),
+            metrics: Arc::clone(metrics),
             present: RwLock::new((texts, tls)),
         })
     }
@@ -83,20 +89,21 @@ impl LiveTls {
         if self.present.read().0 == texts {
             return;
         }
-        let config = match texts.config(&self.identity) {
+        let (config, outcome) = match texts.config(&self.identity) {
             Ok(config) => {
                 tracing::info!("the egress door has new certificates");
-                config
+                (config, "taken")
             }
             Err(error) => {
                 tracing::error!(
                     error = format!("{error:#}"),
                     "the egress door's new files cannot be used; the old ones stay"
                 );
-                self.config()
+                (self.config(), "unusable")
             }
         };
         *self.present.write() = (texts, config);
+        self.metrics.egress_files.with_label_values(&[outcome]).inc();
     }
 
     /// Why a client may not come in although its certificate is good.
