@@ -33,8 +33,6 @@ mod tests;
 pub use log::{Entry, Fate, Log};
 use socket::{Inbox, SimSocket};
 
-/// How much a link with a rate holds back before it drops.
-const QUEUE: Duration = Duration::from_millis(200);
 /// Pauses before a message is sent again, as TCP makes them: the first, and the longest.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
 
@@ -49,12 +47,20 @@ pub struct Path {
     pub loss: f64,
     /// Bytes in a second; `None` is without bound.
     pub rate: Option<u64>,
+    /// How much a link with a rate holds back before it drops, as the time that it takes to send.
+    pub queue: Duration,
 }
 
 impl Default for Path {
     /// A good wide area: 10 to 12 ms one way, nothing lost.
     fn default() -> Self {
-        Self { latency: Duration::from_millis(10), jitter: Duration::from_millis(2), loss: 0.0, rate: None }
+        Self {
+            latency: Duration::from_millis(10),
+            jitter: Duration::from_millis(2),
+            loss: 0.0,
+            rate: None,
+            queue: Duration::from_millis(200),
+        }
     }
 }
 
@@ -458,7 +464,7 @@ impl Line {
         let mut wait = Duration::ZERO;
         if let Some(rate) = self.path.rate {
             let begins = self.busy_until.max(now);
-            if begins - now > QUEUE {
+            if begins - now > self.path.queue {
                 return Fate::Queued;
             }
             self.busy_until = begins + Duration::from_secs_f64(size as f64 / rate.max(1) as f64);

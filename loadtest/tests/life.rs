@@ -134,7 +134,8 @@ fn one_direction_that_is_cut_is_a_black_hole_too() {
 
 #[test]
 fn streams_survive_loss_jitter_and_a_new_address() {
-    let path = Path { latency: Duration::from_millis(20), jitter: Duration::from_millis(15), loss: 0.05, rate: None };
+    let path =
+        Path { latency: Duration::from_millis(20), jitter: Duration::from_millis(15), loss: 0.05, ..Path::default() };
     for seed in seeds(1..=3) {
         play("streams_survive_loss", seed, Layout { path, edges: 3, ..Layout::default() }, async |cluster| {
             cluster.start_edges()?;
@@ -243,7 +244,8 @@ fn a_link_that_is_full_of_bytes_is_not_taken_for_dead() {
 
 #[test]
 fn an_edge_behind_a_satellite_is_served() {
-    let path = Path { latency: Duration::from_millis(350), jitter: Duration::from_millis(50), loss: 0.02, rate: None };
+    let path =
+        Path { latency: Duration::from_millis(350), jitter: Duration::from_millis(50), loss: 0.02, ..Path::default() };
     for seed in seeds(1..=4) {
         play("an_edge_behind_a_satellite", seed, Layout { users: 2, ..Layout::default() }, async |cluster| {
             cluster.net.set_path(cluster.edges[0].host, cluster.shards[0].address.ip(), path);

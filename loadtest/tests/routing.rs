@@ -16,8 +16,13 @@ use proto::api::ShardOrder;
 use sim::{play, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
-const SLOW: Path =
-    Path { latency: Duration::from_millis(100), jitter: Duration::from_millis(1), loss: 0.0, rate: None };
+const SLOW: Path = Path {
+    latency: Duration::from_millis(100),
+    jitter: Duration::from_millis(1),
+    loss: 0.0,
+    rate: None,
+    queue: Duration::ZERO,
+};
 
 /// Edges whose tunnels end at this shard.
 fn held_by(cluster: &Cluster, shard: usize) -> Vec<usize> {

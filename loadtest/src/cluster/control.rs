@@ -23,7 +23,13 @@ use database::{Connection, Database};
 use replica::Replica;
 
 /// Between a replica and the database: one machine room.
-const NEAR: Path = Path { latency: Duration::from_millis(1), jitter: Duration::from_millis(1), loss: 0.0, rate: None };
+const NEAR: Path = Path {
+    latency: Duration::from_millis(1),
+    jitter: Duration::from_millis(1),
+    loss: 0.0,
+    rate: None,
+    queue: Duration::ZERO,
+};
 
 /// Replicas that run, by host, for those who want to call one.
 #[derive(Clone, Debug, Default)]
