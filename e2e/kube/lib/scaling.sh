@@ -45,6 +45,7 @@ patches:
   patch: |
     - {op: add, path: /spec/template/spec/hostAliases, value: [{ip: $control, hostnames: [causeway-control.$space.svc]}]}
     - {op: remove, path: /spec/template/spec/containers/0/ports/0/hostPort}
+    - {op: remove, path: /spec/template/spec/containers/0/ports/1/hostPort}
     - {op: replace, path: /spec/template/spec/containers/0/env/2/valueFrom/fieldRef/fieldPath, value: status.podIP}
     - {op: replace, path: /spec/template/spec/containers/0/resources/requests/cpu, value: 50m}
     - {op: replace, path: /spec/minReadySeconds, value: 2}
