@@ -2,7 +2,7 @@
 # `words`, since what they start and stop is this shell's.
 # shellcheck shell=bash disable=SC2034 # kube.sh reads it
 
-works() { [[ $(patience=5 k exec "pod-$1" -c main -- echo works) == works ]]; }
+works() { [[ $(patience=15 k exec "pod-$1" -c main -- echo works) == works ]]; }
 # holder N: the shard at which the edge of node-N is. It says so as well while it has not pinged it yet.
 holder() { curl -s "http://10.200.$1.2:${at[node-$1]}/readyz" | grep -o 'shard-[0-9]*' | head -n 1; }
 restart() {
@@ -18,35 +18,53 @@ serves_nobody() { (($(metric "${at[$1.admin]}" mesh_shard_tunnels) == $(metric "
 
 # --- what goes on while a shard leaves --------------------------------------------------------------------------------
 
-# going N: an exec, a `logs -f` and a port-forward to pod-N that have something to do for fifteen seconds.
-# gone_on N: waits until they have done it, and compares every byte.
+# going N: an exec, a `logs -f` and a port-forward to pod-N that have something to do until it is enough.
+# gone_on N: waits until each has done some more, says that it is enough, and compares every byte.
 going() {
-  local number
-  [[ -e $dir/going ]] || random_file going 30
-  same "$(k exec -i "pod-$1" -c main -- sh -c 'cat > /www/going; echo there' < "$dir/going")" there
+  rm -f "$dir/enough" "$dir/numbers"
+  [[ -e $dir/going ]] || random_file going 60
+  same "$(k exec -i "pod-$1" -c main -- sh -c 'rm -f /tmp/enough /tmp/said; cat > /www/going; echo there' < "$dir/going")" there
   going_mark="going-$RANDOM$RANDOM"
   : > "$dir/log/going-logs.out"
   start going-logs kubectl logs -f "pod-$1" -c main --tail=1
   wait_for 20 test -s "$dir/log/going-logs.out"
   forwarded "$1"
   : > "$dir/going-page"
-  curl -sS --max-time 120 --limit-rate 2M "http://127.0.0.1:${at[forwarded]}/going" > "$dir/going-page" &
+  curl -sS --max-time 300 "http://127.0.0.1:${at[forwarded]}/going" | slowly > "$dir/going-page" &
   pid[going-page]=$!
   : > "$dir/going-exec"
-  for number in {1..150}; do echo "$number" && sleep 0.1; done |
-    kubectl exec -i "pod-$1" -c main -- cat > "$dir/going-exec" 2> "$dir/log/going-exec.log" &
+  numbers | kubectl exec -i "pod-$1" -c main -- cat > "$dir/going-exec" 2> "$dir/log/going-exec.log" &
   pid[going-exec]=$!
-  k exec "pod-$1" -c main -- sh -c "(for i in \$(seq 150); do echo $going_mark \$i > /tmp/say; sleep 0.1; done) > /dev/null 2>&1 &"
-  wait_for 20 test -s "$dir/going-exec"
-  wait_for 20 test -s "$dir/going-page"
+  k exec "pod-$1" -c main -- sh -c \
+    "(i=0; until [ -e /tmp/enough ]; do i=\$((i + 1)); echo $going_mark \$i > /tmp/say; sleep 0.1; done; echo \$i > /tmp/said) > /dev/null 2>&1 &"
+  wait_for 20 more_than "$dir/going-exec" 0
+  wait_for 20 more_than "$dir/going-page" 0
 }
-still_going() { running going-exec && running going-page || fail 'what was to go on had ended before'; }
+# numbers: one a line, until it is enough. slowly: passes on less than a megabyte per second until then.
+numbers() {
+  local number=0
+  until [[ -e $dir/enough ]]; do echo $((++number)) && sleep 0.1; done
+  echo "$number" > "$dir/numbers"
+}
+slowly() {
+  until [[ -e $dir/enough ]]; do head -c 100000 && sleep 0.1; done
+  cat
+}
+more_than() { (($(stat -c %s "$1") > $2)); }
 gone_on() {
+  local said
+  running going-exec || fail 'exec ended before it was told to'
+  wait_for 20 more_than "$dir/going-exec" $(($(stat -c %s "$dir/going-exec") + 50))
+  wait_for 20 more_than "$dir/log/going-logs.out" $(($(stat -c %s "$dir/log/going-logs.out") + 100))
+  wait_for 20 more_than "$dir/going-page" $(($(stat -c %s "$dir/going-page") + 300000))
+  : > "$dir/enough"
   wait "${pid[going-exec]}" || fail "exec ended with status $?: $(cat "$dir/log/going-exec.log")"
-  same "$(sha256sum < "$dir/going-exec")" "$(seq 150 | sha256sum)"
+  same "$(sha256sum < "$dir/going-exec")" "$(seq "$(cat "$dir/numbers")" | sha256sum)"
   wait "${pid[going-page]}" || fail "the download ended with status $?"
   same "$(hash_of "$dir/going-page")" "$(hash_of "$dir/going")"
-  wait_for 20 came_whole "$going_mark" "$dir/log/going-logs.out" "$(seq 150 | sed "s/^/$going_mark /" | sha256sum)"
+  k exec "pod-$1" -c main -- touch /tmp/enough
+  said=$(k exec "pod-$1" -c main -- sh -c 'until [ -s /tmp/said ]; do sleep 0.1; done; cat /tmp/said')
+  wait_for 20 came_whole "$going_mark" "$dir/log/going-logs.out" "$(seq "$said" | sed "s/^/$going_mark /" | sha256sum)"
   running going-logs || fail 'kubectl logs -f ended by itself'
   unset 'pid[going-exec]' 'pid[going-page]'
   stop going-logs
@@ -62,7 +80,6 @@ parted() {
   going "$1"
   began=$(now)
   "$2" "$1" "$old"
-  still_going
   gone_on "$1"
   let_go "$old"
   restart "$old"
@@ -73,7 +90,7 @@ drained() {
   ctl shard undrain "$old" > /dev/null
 }
 by_order() {
-  ctl shard drain "$2" --wait --timeout 30s > /dev/null
+  ctl shard drain "$2" --wait --timeout 120s > /dev/null
   wait_for 5 elsewhere "$1" "$2"
   words="$2 had no edges after $(since "$began")"
   kill -TERM "${pid[$2]}"
