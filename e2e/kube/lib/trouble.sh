@@ -101,10 +101,13 @@ by_signal() {
   wait_for 20 elsewhere "$1" "$2"
   words="node-$1 was elsewhere after $(since "$began")"
 }
-# settled N: waits until all shards are in the ring, node-N's edge is not at the apiserver's door, and exec works.
+# settled N: waits until all shards are in the ring, node-N's edge is not at the apiserver's door, and exec works. An edge
+# that has just seen shards die avoids them; one that has just started avoids nobody.
 settled() {
   wait_for 60 all_in_the_ring
-  wait_for 60 elsewhere "$1" shard-1
+  stop "edge-$1"
+  start_edge_on "$1"
+  wait_for 20 elsewhere "$1" shard-1
   wait_for 20 works "$1"
 }
 all_in_the_ring() { (($(metric "${at[shard.admin]}" mesh_shard_ring_members) == 3)); }
