@@ -247,7 +247,7 @@ pub struct LimitsConfig {
     /// Streams that another shard may have passed on at once. 65,536.
     pub streams_per_peer: u32,
     /// Least milliseconds between two pings of an edge, 250 to 10,000; with more than 4,800 edges it becomes more by
-    /// itself. Longer ones save an edge's data volume (220 bytes each) and find a killed shard later. 1,500.
+    /// itself. Longer ones save an edge's data volume and find a killed shard later. 1,500.
     pub ping_ms: u64,
     /// Who decides how much is sent at once on links: `model`, a model of each path, or `cubic`. `model`.
     pub congestion: Congestion,
