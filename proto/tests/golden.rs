@@ -229,6 +229,10 @@ fn opens() -> Vec<(Open, &'static str)> {
             "00000010 0a0e0a0773686f702d31371a03776562",
         ),
         (Open::new(Target::Service { edge: None, name: name("web") }), "00000007 0a051a03776562"),
+        (
+            Open::flow(Target::Service { edge: Some(name("shop-17")), name: name("dns") }),
+            "00000012 0a0e0a0773686f702d31371a03646e733801",
+        ),
         (Open::new(Target::Probe { edge: name("shop-17") }), "0000000d 0a0b0a0773686f702d31372200"),
         (
             Open { principal: Some(alice(&["ops", "dev"])), ..ssh() },

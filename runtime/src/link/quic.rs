@@ -39,6 +39,8 @@ pub struct LinkLimits {
     pub handshake: Duration,
     /// Who decides how much may be in flight.
     pub congestion: Congestion,
+    /// Bytes of datagrams that may wait on a link, each way; with 0 there are none and they travel in streams.
+    pub datagrams: usize,
 }
 
 impl Default for LinkLimits {
@@ -54,6 +56,7 @@ impl Default for LinkLimits {
             keep_alive: None,
             handshake: Duration::from_secs(5),
             congestion: Congestion::default(),
+            datagrams: 512 * 1024,
         }
     }
 }
@@ -105,7 +108,8 @@ impl LinkLimits {
             .keep_alive_interval(self.keep_alive)
             .initial_mtu(INITIAL_MTU)
             .congestion_controller_factory(self.congestion.factory())
-            .datagram_receive_buffer_size(None);
+            .datagram_send_buffer_size(self.datagrams)
+            .datagram_receive_buffer_size((self.datagrams > 0).then_some(self.datagrams));
         transport
     }
 }
