@@ -116,8 +116,12 @@ fn request(open: Open, on_behalf: OnBehalf, from: String) -> Result<(Request, Op
                     Refusal::because(RefuseCode::LimitReached, reason)
                 })
             });
-            let request =
-                Request { credential, trace: open.trace, datagrams: open.datagrams, ..Request::new(principal, from, "link", open.target) };
+            let request = Request {
+                credential,
+                trace: open.trace,
+                datagrams: open.datagrams,
+                ..Request::new(principal, from, "link", open.target)
+            };
             Ok((request, share.transpose()?))
         }
         OnBehalf::Stated => {

@@ -209,9 +209,7 @@ impl Router {
             Target::Tcp { edge, .. }
             | Target::Udp { edge, .. }
             | Target::Probe { edge }
-            | Target::Service { edge: Some(edge), .. } => {
-                Search::new(self, &request, edge, until).run().await?
-            }
+            | Target::Service { edge: Some(edge), .. } => Search::new(self, &request, edge, until).run().await?,
         };
         // kube-apiserver itself waits for any time, and so does whoever has typed `kubectl exec`.
         let tells_cut = count.as_ref().filter(|_| request.principal == Principal::Apiserver);

@@ -84,7 +84,7 @@ pub async fn connect_udp(
     let addresses = timeout(deadline, allowed(allow, to, by_address, Over::Udp));
     let addresses = addresses.await.unwrap_or_else(|_| Err(late(to, deadline)))?;
     let Some(&address) = addresses.first() else { return Err(allow.denied(to, Over::Udp)) };
-    let socket = connect(address).map_err(|e| refusal(to, &e))?;
+    let socket = connect(address).await.map_err(|e| refusal(to, &e))?;
     let rule = match allow.address(address.ip(), address.port(), Over::Udp) {
         Some(found) if by_address => found.to_string(),
         _ => rule.to_owned(),

@@ -24,7 +24,6 @@ mod socket;
 pub mod stream;
 pub mod tcp;
 
-use datagrams::Datagrams;
 pub use end::{EndCause, LinkEnd};
 pub use socket::Signs;
 use socket::{ConnectedSocket, SignSender};
@@ -85,9 +84,8 @@ struct Own {
 }
 
 impl Link {
-    fn over_quic(connection: quinn::Connection, peer: Arc<CertFacts>, room: usize, own: Option<Own>) -> Self {
-        let datagrams = Datagrams::of(&connection);
-        Self { way: Way::Quic(connection, own), peer, state: Arc::new(LinkState::new(room, datagrams)) }
+    fn over_quic(connection: quinn::Connection, peer: Arc<CertFacts>, state: LinkState, own: Option<Own>) -> Self {
+        Self { way: Way::Quic(connection, own), peer, state: Arc::new(state) }
     }
 
     fn over_tcp(link: TcpLink, peer: Arc<CertFacts>, room: usize) -> Self {

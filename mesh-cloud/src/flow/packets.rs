@@ -17,7 +17,7 @@ use runtime::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Pending, Trail, Waiting, ANSWER};
+use super::{ANSWER, Pending, Trail, Waiting};
 use crate::live::Lease;
 
 /// What came of waiting for the edge.

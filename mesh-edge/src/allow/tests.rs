@@ -57,8 +57,7 @@ fn by_itself_an_edge_allows_kubelet_sshd_and_its_services() {
 
 #[test]
 fn the_configuration_opens_addresses_networks_and_names() {
-    let opened =
-        allow(&["127.0.0.1:5432", "10.0.0.0/24:80-90", "printer.lan:631", "[fd00::]/64:*", "localhost:9000"]);
+    let opened = allow(&["127.0.0.1:5432", "10.0.0.0/24:80-90", "printer.lan:631", "[fd00::]/64:*", "localhost:9000"]);
     let table = [
         ("127.0.0.1:5432", Some("127.0.0.1:5432")),
         ("127.0.0.2:5432", None),

@@ -1,12 +1,6 @@
 //! A UDP port that many talk to, with one flow for each of them.
 
-use std::{
-    collections::HashMap,
-    future::pending,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, future::pending, io, net::SocketAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -59,9 +53,19 @@ impl UdpPort {
         self.socket.local_addr()
     }
 
-    /// Takes datagrams until `accepting` stops. Whoever is new gets a flow of its own, in a task of `tasks`; when there
-    /// are more than `flows`, the one that has been silent for longest ends.
+    /// Takes datagrams until `accepting` stops, and ends all flows then. Whoever is new gets a flow of its own, in a task
+    /// of `tasks`; when there are more than `flows`, the one that has been silent for longest ends.
     pub async fn run<F>(self, accepting: Tasks, tasks: Tasks, flows: usize, serve: impl Fn(Visitor) -> F + Send)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.receive(&accepting, &tasks, flows, serve).await;
+        for (_, client) in self.clients.0.lock().drain() {
+            client.queue.close();
+        }
+    }
+
+    async fn receive<F>(&self, accepting: &Tasks, tasks: &Tasks, flows: usize, serve: impl Fn(Visitor) -> F + Send)
     where
         F: Future<Output = ()> + Send + 'static,
     {

@@ -12,16 +12,19 @@ use crate::splice::Broken;
 /// The longest datagram that there is.
 const LONGEST: usize = 65_536;
 
-/// Opens a UDP socket that talks to one address.
+/// Opens a UDP socket that talks to one address, and can send at once.
 ///
 /// # Errors
 /// If there is no way to it, or no descriptor.
-pub fn connect(to: SocketAddr) -> io::Result<UdpSocket> {
+pub async fn connect(to: SocketAddr) -> io::Result<UdpSocket> {
     let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = std::net::UdpSocket::bind(any)?;
     socket.connect(to)?;
     socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+    let socket = UdpSocket::from_std(socket)?;
+    // Until the runtime has looked at it, it would seem to have no room.
+    socket.writable().await?;
+    Ok(socket)
 }
 
 /// Makes an end of a connected socket.

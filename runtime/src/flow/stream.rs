@@ -28,22 +28,9 @@ const IN_A_ROW: u32 = 32;
 pub fn side(stream: Stream) -> Side<StreamSource, StreamSink> {
     let place = stream.place().map(Arc::new);
     let Stream { send, recv } = stream;
-    let source = StreamSource {
-        recv,
-        place: place.clone(),
-        buffer: BytesMut::new(),
-        ended: false,
-        row: 0,
-    };
-    let sink = StreamSink {
-        send,
-        place,
-        opened: false,
-        waiting: VecDeque::new(),
-        bytes: 0,
-        current: Vec::new(),
-        dropped: 0,
-    };
+    let source = StreamSource { recv, place: place.clone(), buffer: BytesMut::new(), ended: false, row: 0 };
+    let sink =
+        StreamSink { send, place, opened: false, waiting: VecDeque::new(), bytes: 0, current: Vec::new(), dropped: 0 };
     Side { source, sink }
 }
 

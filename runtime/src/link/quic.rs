@@ -17,7 +17,9 @@ use quinn::{
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{ConnectedSocket, EndCause, Link, LinkEnd, Own, SignSender, congestion::Congestion};
+use super::{
+    ConnectedSocket, EndCause, Link, LinkEnd, LinkState, Own, SignSender, congestion::Congestion, datagrams::Datagrams,
+};
 use crate::tls;
 
 /// What a link may use. Every limit is set here; none is left to a library's default.
@@ -266,7 +268,11 @@ pub(super) async fn within(deadline: Duration, connecting: quinn::Connecting) ->
 pub(super) fn link_of(connection: Connection, limits: &LinkLimits, own: Option<Own>) -> Result<Link, LinkEnd> {
     let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     match tls::peer_facts(chain.as_deref().map(Vec::as_slice)) {
-        Ok(Some(facts)) => Ok(Link::over_quic(connection, Arc::new(facts), limits.stalled_streams(), own)),
+        Ok(Some(facts)) => {
+            let datagrams = if limits.datagrams > 0 { Datagrams::of(&connection) } else { None };
+            let state = LinkState::new(limits.stalled_streams(), datagrams);
+            Ok(Link::over_quic(connection, Arc::new(facts), state, own))
+        }
         Ok(None) => Err(refuse(&connection, "no certificate")),
         Err(e) => Err(refuse(&connection, &e.to_string())),
     }
