@@ -154,6 +154,15 @@ door() {
   tcp_doors+=("[[doors.tcp]]" "name = '$1'" "listen = '$host:${at[$1]}'" "target = '$2'")
 }
 
+# udp_door NAME TARGET [LINE...]: the same for UDP, with more lines of configuration. One of the name of a door that is
+# there has the same port number.
+udp_door() {
+  local name=$1 target=$2
+  shift 2
+  [[ -n ${at[$name]:-} ]] || port "$name"
+  tcp_doors+=("[[doors.udp]]" "name = '$name'" "listen = '$host:${at[$name]}'" "target = '$target'" "$@")
+}
+
 # shard [LINE...]: enrols shard-1 and starts it; the first start chooses the ports: at[shard.mesh], at[shard.http] ...
 shard() { shard_as shard-1 shard "$@"; }
 
