@@ -22,7 +22,7 @@ serves_nobody() { (($(metric "${at[$1.admin]}" mesh_shard_tunnels) == $(metric "
 # gone_on N: waits until each has done some more, says that it is enough, and compares every byte.
 going() {
   rm -f "$dir/enough" "$dir/numbers"
-  [[ -e $dir/going ]] || random_file going 60
+  [[ -e $dir/going ]] || random_file going 20
   same "$(k exec -i "pod-$1" -c main -- sh -c 'rm -f /tmp/enough /tmp/said; cat > /www/going; echo there' < "$dir/going")" there
   going_mark="going-$RANDOM$RANDOM"
   : > "$dir/log/going-logs.out"
@@ -40,23 +40,24 @@ going() {
   wait_for 20 more_than "$dir/going-exec" 0
   wait_for 20 more_than "$dir/going-page" 0
 }
-# numbers: one a line, until it is enough. slowly: passes on less than a megabyte per second until then.
+# numbers: one a line, until it is enough. slowly: passes on less than half a megabyte per second until then.
 numbers() {
   local number=0
   until [[ -e $dir/enough ]]; do echo $((++number)) && sleep 0.1; done
   echo "$number" > "$dir/numbers"
 }
 slowly() {
-  until [[ -e $dir/enough ]]; do head -c 100000 && sleep 0.1; done
+  until [[ -e $dir/enough ]]; do head -c 50000 && sleep 0.1; done
   cat
 }
+page_goes_on() { more_than "$dir/going-page" $(($1 + 200000)) || cmp "$dir/going-page" "$dir/going"; }
 more_than() { (($(stat -c %s "$1") > $2)); }
 gone_on() {
   local said
   running going-exec || fail 'exec ended before it was told to'
   wait_for 20 more_than "$dir/going-exec" $(($(stat -c %s "$dir/going-exec") + 50))
   wait_for 20 more_than "$dir/log/going-logs.out" $(($(stat -c %s "$dir/log/going-logs.out") + 100))
-  wait_for 20 more_than "$dir/going-page" $(($(stat -c %s "$dir/going-page") + 300000))
+  wait_for 20 page_goes_on "$(stat -c %s "$dir/going-page")"
   : > "$dir/enough"
   wait "${pid[going-exec]}" || fail "exec ended with status $?: $(cat "$dir/log/going-exec.log")"
   same "$(sha256sum < "$dir/going-exec")" "$(seq "$(cat "$dir/numbers")" | sha256sum)"
