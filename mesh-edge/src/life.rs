@@ -24,6 +24,7 @@ use runtime::{
     clock,
     link::{Carrier, EndCause, Link, LinkEnd},
     telemetry,
+    tls::LiveIdentity,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -33,7 +34,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    course::{Course, Outcome, Step, hopeless},
+    class::Class,
+    course::{Course, Outcome, Step},
     dice::Dice,
     link::{Event, Greeting, Leave, Tunnel, TunnelParts, greet},
     serve::Server,
@@ -95,8 +97,7 @@ pub enum Phase {
 
 /// The kind of problem with who somebody is, if it is one: each has its own log line, metric and phase.
 const fn identity_problem(cause: EndCause) -> Option<&'static str> {
-    let peers = matches!(cause, EndCause::WrongCa | EndCause::PeerExpired | EndCause::WrongPeer);
-    if peers || hopeless(cause) { Some(cause.slug()) } else { None }
+    if Class::of(cause).is_identity() { Some(cause.slug()) } else { None }
 }
 
 /// What a life needs.
@@ -118,6 +119,8 @@ pub struct LifeParts {
     pub phase: watch::Sender<Phase>,
     /// Where the present tunnel's line goes.
     pub line: watch::Sender<Line>,
+    /// What is shown in handshakes: tells a certificate that has ended from a clock that is wrong.
+    pub identity: LiveIdentity,
 }
 
 /// The way to the shard that serves now, for whoever has something to say to it.
@@ -127,6 +130,10 @@ pub struct Line {
     pub say: Option<mpsc::Sender<EdgeToShard>>,
     /// When the shard last answered a ping.
     pub pulse: Option<watch::Receiver<Option<Instant>>>,
+    /// The tunnel itself, to look at.
+    pub link: Option<Link>,
+    /// What was dialled.
+    pub address: String,
 }
 
 /// An edge.
@@ -169,6 +176,7 @@ impl Life {
     /// Lives until the tasks are asked to stop.
     pub async fn run(mut self) {
         let tasks = self.parts.tunnel.tasks.clone();
+        self.parts.tunnel.journal.begun();
         let mut step = self.course.first(Duration::ZERO, Instant::now());
         loop {
             let mut course = self.course.clone();
@@ -225,6 +233,7 @@ impl Life {
                 Err(Outcome::Failed(LinkEnd::new(EndCause::TimedOut, why)))
             }),
         };
+        let result = result.map_err(|outcome| self.by_own_clock(outcome));
         let outcome = match &result {
             Ok(_) => "welcome",
             Err(Outcome::Redirected(_)) => "redirect",
@@ -235,6 +244,15 @@ impl Life {
         result
     }
 
+    /// A shard that takes this edge's certificate for ended, which by the clock here is not, goes by another time.
+    fn by_own_clock(&self, outcome: Outcome) -> Outcome {
+        let facts = self.parts.identity.facts();
+        match outcome {
+            Outcome::Failed(end) => Outcome::Failed(end.by_own_clock(&facts, clock::unix_now())),
+            Outcome::Lost(_, _) | Outcome::Redirected(_) | Outcome::Refused(_) => outcome,
+        }
+    }
+
     /// Says Hello on a fresh link.
     async fn greeted(
         &self,
@@ -242,6 +260,21 @@ impl Life {
         address: &str,
         avoid: Vec<ShardId>,
     ) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
+        let carrier = link.carrier();
+        let greeted = self.greet(link, address, avoid).await;
+        let journal = &self.parts.tunnel.journal;
+        match &greeted {
+            Err(Outcome::Failed(end) | Outcome::Lost(end, _)) => journal.note(Some(carrier), address, end),
+            Err(Outcome::Refused(refuse)) => {
+                let end = LinkEnd::new(EndCause::Closed(refuse.code), refuse.reason.clone());
+                journal.note(Some(carrier), address, &end);
+            }
+            Ok(_) | Err(Outcome::Redirected(_)) => {}
+        }
+        greeted
+    }
+
+    async fn greet(&self, link: Link, address: &str, avoid: Vec<ShardId>) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
         let hello = Hello {
             name: self.parts.name.clone(),
             instance: self.instance,
@@ -254,7 +287,8 @@ impl Life {
             Greeting::Welcome(welcome, control) => {
                 self.heard_of(welcome.epoch);
                 self.compare_clocks(&welcome);
-                let tunnel = Tunnel::start(link, address.to_owned(), &welcome, control, self.parts.tunnel.clone());
+                let way = (address.to_owned(), self.proxy_of(&link, address));
+                let tunnel = Tunnel::start(link, way, &welcome, control, self.parts.tunnel.clone());
                 let (server, over) = (Arc::clone(&self.parts.server), tunnel.over.clone());
                 let accept = server.accept(tunnel.link.clone(), welcome.shard, tunnel.load.clone(), over);
                 self.parts.tunnel.tasks.spawn(accept);
@@ -269,6 +303,14 @@ impl Life {
                 link.close(CloseCode::Done, "");
                 Err(Outcome::Refused(refuse))
             }
+        }
+    }
+
+    /// The proxy that a link goes through; empty for none.
+    fn proxy_of(&self, link: &Link, address: &str) -> String {
+        match link.carrier() {
+            Carrier::Quic => String::new(),
+            Carrier::Tcp => self.parts.ways.lock().proxy_of(address).map(ToString::to_string).unwrap_or_default(),
         }
     }
 
@@ -365,7 +407,13 @@ impl Life {
         info!(shard = %tunnel.shard, address = tunnel.address, %peer, %carrier, "tunnel up");
         self.carried_by(Some(carrier));
         self.parts.tunnel.metrics.connected.set(1);
-        self.parts.line.send_replace(Line { say: Some(tunnel.line()), pulse: Some(tunnel.pulse()) });
+        self.parts.tunnel.journal.up();
+        self.parts.line.send_replace(Line {
+            say: Some(tunnel.line()),
+            pulse: Some(tunnel.pulse()),
+            link: Some(tunnel.link.clone()),
+            address: tunnel.address.clone(),
+        });
         self.parts.phase.send_replace(Phase::Connected { shard: tunnel.shard.clone(), since: tunnel.since });
     }
 
@@ -383,9 +431,17 @@ impl Life {
             Event::Lost(end) => Outcome::Lost(end, lived),
             Event::Leave(order) => Outcome::Lost(LinkEnd::new(EndCause::Local, order.why), lived),
         };
+        let journal = &self.parts.tunnel.journal;
         let cause = match &outcome {
-            Outcome::Refused(refuse) => refuse.code.slug(),
-            Outcome::Lost(end, _) | Outcome::Failed(end) => end.cause.slug(),
+            Outcome::Refused(refuse) => {
+                let end = LinkEnd::new(EndCause::Closed(refuse.code), refuse.reason.clone());
+                journal.lost(tunnel.link.carrier(), &tunnel.address, &end);
+                refuse.code.slug()
+            }
+            Outcome::Lost(end, _) | Outcome::Failed(end) => {
+                journal.lost(tunnel.link.carrier(), &tunnel.address, end);
+                end.cause.slug()
+            }
             Outcome::Redirected(_) => "redirect",
         };
         self.parts.tunnel.metrics.link_ends.with_label_values(&[cause]).inc();
@@ -429,6 +485,9 @@ impl Life {
     fn compare_clocks(&self, welcome: &Welcome) {
         let (theirs, ours) = (Duration::from_millis(welcome.unix_ms), Duration::from_millis(clock::unix_millis()));
         self.parts.tunnel.metrics.clock_skew.set(theirs.as_secs_f64() - ours.as_secs_f64());
+        let skew = i128::from(welcome.unix_ms) - i128::from(clock::unix_millis());
+        let skew = i64::try_from(skew).unwrap_or(i64::MAX);
+        self.parts.tunnel.journal.welcomed(skew, &welcome.seen_as);
         if theirs.abs_diff(ours) > SKEW {
             let (shard, seconds) = (&welcome.shard, theirs.abs_diff(ours).as_secs());
             warn!(%shard, seconds, "this machine's clock and the shard's differ; certificates need right clocks");

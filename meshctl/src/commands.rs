@@ -12,6 +12,7 @@ pub(crate) mod edge;
 pub(crate) mod forward;
 pub(crate) mod kube;
 pub(crate) mod login;
+pub(crate) mod netcheck;
 pub(crate) mod ping;
 pub(crate) mod policy;
 pub(crate) mod proxy;
@@ -58,6 +59,7 @@ pub(crate) enum Command {
     Forward(forward::ForwardArgs),
     Ping(ping::PingArgs),
     Why(why::WhyArgs),
+    Netcheck(netcheck::NetcheckArgs),
     Completions(completions::CompletionsArgs),
     Dev(dev::DevArgs),
 }
@@ -84,6 +86,7 @@ impl Command {
             Self::Forward(args) => forward::run(context, args).await,
             Self::Ping(args) => ping::run(context, &args).await,
             Self::Why(args) => why::run(context, &args).await,
+            Self::Netcheck(args) => netcheck::run(context, args).await,
             Self::Completions(args) => completions::run(&args),
             Self::Dev(args) => dev::run(context, &args).await,
         }

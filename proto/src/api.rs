@@ -31,6 +31,7 @@ use crate::{
     policy::Rule,
     ring::RingSpec,
     secret::Secret,
+    standing::Standing,
 };
 
 /// The group whose users may change things.
@@ -238,6 +239,15 @@ pub struct Presence {
     pub rtt_us: u64,
     /// Open streams.
     pub streams: u64,
+    /// What carries its tunnel, `quic` or `tcp`; empty if the shard does not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub carrier: String,
+    /// How the edge says that it came here, and what it went through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
+    /// When it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing_at: Option<i64>,
 }
 
 /// What a shard tells control every few seconds. Fields that control does not know yet are skipped, so that shards may be

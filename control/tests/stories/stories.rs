@@ -76,6 +76,9 @@ fn report(shard: &str, edges: &[&str], full: bool) -> ShardReport {
         services: vec![],
         rtt_us: 900,
         streams: 2,
+        carrier: String::new(),
+        standing: None,
+        standing_at: None,
     });
     let online = online.collect();
     ShardReport { full, online, ..serving(shard) }

@@ -23,6 +23,7 @@ use proto::{
     identity::Role,
     message::{Candidate, EdgeToShard, Hello, ShardToEdge, Welcome},
     principal::Principal,
+    standing::Standing,
     stream::{Answer, Open, Refusal},
 };
 use rand::{SeedableRng, rngs::StdRng};
@@ -66,6 +67,8 @@ pub(crate) struct FakeShard {
 pub(crate) struct Visit {
     pub(crate) link: Link,
     pub(crate) hello: Hello,
+    /// What the edge said last of how it got here.
+    pub(crate) standing: Option<Standing>,
     send: SendHalf,
     recv: RecvHalf,
     reader: FrameReader,
@@ -109,7 +112,7 @@ impl FakeShard {
         let mut reader = FrameReader::new(MAX_EDGE_TO_SHARD);
         let hello = soon("Hello", reader.next(&mut recv)).await.unwrap().unwrap();
         let Some(EdgeToShard::Hello(hello)) = EdgeToShard::decode(hello).unwrap() else { panic!("no Hello") };
-        Visit { link, hello, send, recv, reader }
+        Visit { link, hello, standing: None, send, recv, reader }
     }
 
     /// The next edge, welcomed.
@@ -127,6 +130,7 @@ impl FakeShard {
             unix_ms: clock::unix_millis(),
             ping: Duration::from_millis(500),
             generation: 1,
+            seen_as: "192.0.2.7:4433".into(),
         }
     }
 }
@@ -136,7 +140,7 @@ impl Visit {
         self.send.write_one(message.encode().unwrap()).await.unwrap();
     }
 
-    /// The next message that is no ping; pings are answered.
+    /// The next message that is no ping and no standing; pings are answered.
     pub(crate) async fn hear(&mut self) -> Option<EdgeToShard> {
         loop {
             let body = self.reader.next(&mut self.recv).await.ok()??;
@@ -145,6 +149,7 @@ impl Visit {
                     let pong = ShardToEdge::Pong(token).encode().unwrap();
                     self.send.write_one(pong).await.ok()?;
                 }
+                Some(EdgeToShard::Standing(standing)) => self.standing = Some(standing),
                 Some(message) => return Some(message),
                 None => {}
             }

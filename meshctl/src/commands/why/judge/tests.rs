@@ -56,6 +56,9 @@ fn presence() -> proto::api::Presence {
         services: vec![],
         rtt_us: 12_340,
         streams: 0,
+        carrier: String::new(),
+        standing: None,
+        standing_at: None,
     }
 }
 
