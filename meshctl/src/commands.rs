@@ -6,8 +6,10 @@ use clap::Subcommand;
 
 use crate::{failure::Failure, out::Form, session::Session};
 
+pub(crate) mod audit;
 pub(crate) mod completions;
 pub(crate) mod dev;
+pub(crate) mod diag;
 pub(crate) mod edge;
 pub(crate) mod forward;
 pub(crate) mod kube;
@@ -53,6 +55,7 @@ pub(crate) enum Command {
     Ring(ring::RingArgs),
     User(user::UserArgs),
     Policy(policy::PolicyArgs),
+    Audit(audit::AuditArgs),
     Ssh(ssh::SshArgs),
     Kube(kube::KubeArgs),
     Proxy(proxy::ProxyArgs),
@@ -60,6 +63,7 @@ pub(crate) enum Command {
     Ping(ping::PingArgs),
     Why(why::WhyArgs),
     Netcheck(netcheck::NetcheckArgs),
+    Diag(diag::DiagArgs),
     Completions(completions::CompletionsArgs),
     Dev(dev::DevArgs),
 }
@@ -80,6 +84,7 @@ impl Command {
             Self::Ring(args) => ring::run(context, args).await,
             Self::User(args) => user::run(context, args).await,
             Self::Policy(args) => policy::run(context, args).await,
+            Self::Audit(args) => audit::run(context, args).await,
             Self::Ssh(args) => ssh::run(context, args),
             Self::Kube(args) => kube::run(context, args).await,
             Self::Proxy(args) => proxy::run(context, &args).await,
@@ -87,6 +92,7 @@ impl Command {
             Self::Ping(args) => ping::run(context, &args).await,
             Self::Why(args) => why::run(context, &args).await,
             Self::Netcheck(args) => netcheck::run(context, args).await,
+            Self::Diag(args) => diag::run(context, args).await,
             Self::Completions(args) => completions::run(&args),
             Self::Dev(args) => dev::run(context, &args).await,
         }

@@ -7,6 +7,8 @@
 //! | `POST /v1/renew-for` | a shard, for an edge | [`RenewFor`] | [`Enrolled`] |
 //! | `GET /v1/watch` | shards | | lines of [`WatchEvent`], without end |
 //! | `POST /v1/shards/report` | shards | [`ShardReport`] | `204` |
+//! | `POST /v1/shards/access` | shards | [`crate::audit::AccessBatch`] | `204` |
+//! | `GET /v1/access` | admins | | [`crate::audit::AccessPage`] |
 //! | `GET /v1/shards` | users | | [`ShardView`]s |
 //! | `PUT /v1/shards/{name}/order` | admins | [`ShardOrder`] | [`ShardView`] |
 //! | `GET /v1/ring` | users | | [`RingSpec`] |

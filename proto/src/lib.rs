@@ -6,6 +6,7 @@
 //! that the rest of the mesh uses.
 
 pub mod api;
+pub mod audit;
 pub mod backoff;
 pub mod book;
 pub mod code;

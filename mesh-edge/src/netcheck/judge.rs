@@ -268,7 +268,8 @@ pub(super) fn nat(seen: SocketAddr, own: bool) -> Check {
 /// How much a class explains where nothing is reached.
 const fn weight(class: &str) -> u8 {
     match class.as_bytes() {
-        b"revoked" | b"expired" | b"distrusted" | b"clock" => 5,
+        b"clock" => 6,
+        b"revoked" | b"expired" | b"distrusted" => 5,
         b"wrong-ca" => 4,
         b"proxy-refused" | b"name-unknown" | b"version" => 3,
         b"no-route" | b"rejected" => 2,

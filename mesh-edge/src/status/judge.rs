@@ -101,6 +101,11 @@ impl Status {
             remedy: remedy.to_owned(),
         };
         let of = |class: Class, what| told(class.slug(), what, class.remedy());
+        let by_clock = self.troubles.iter().any(|trouble| class_of(trouble) == Class::Clock);
+        if self.now > ends && by_clock {
+            // Of a machine that was off for long only its own certificate has ended.
+            return of(Class::Clock, "by its clock its own certificate and the shard's have ended".to_owned());
+        }
         if self.now > ends {
             return of(Class::Expired, format!("its certificate ended {} ago", span(self.now.abs_diff(ends))));
         }
@@ -225,6 +230,8 @@ mod tests {
         let mut status = away(vec![trouble("quic", "timed-out", "x")]);
         status.now = 9001;
         assert_eq!(status.judge().cause, "expired");
+        status.troubles.push(trouble("quic", "peer-expired", "x"));
+        assert_eq!(status.judge().cause, "clock", "two certificates at once");
         status.now = 10;
         assert_eq!(status.judge().cause, "clock");
     }

@@ -105,6 +105,11 @@ impl FakeShard {
         soon("an edge dials", self.listener.accept()).await.unwrap().accept().await
     }
 
+    /// The next link, if its handshake works out.
+    pub(crate) async fn try_link(&self) -> Option<Link> {
+        self.listener.accept().await?.accept().await.ok()
+    }
+
     /// The next edge, behind its Hello.
     pub(crate) async fn visit(&self) -> Visit {
         let link = self.link().await.unwrap();
@@ -143,16 +148,26 @@ impl Visit {
     /// The next message that is no ping and no standing; pings are answered.
     pub(crate) async fn hear(&mut self) -> Option<EdgeToShard> {
         loop {
-            let body = self.reader.next(&mut self.recv).await.ok()??;
-            match EdgeToShard::decode(body).unwrap() {
-                Some(EdgeToShard::Ping(token)) => {
-                    let pong = ShardToEdge::Pong(token).encode().unwrap();
-                    self.send.write_one(pong).await.ok()?;
-                }
-                Some(EdgeToShard::Standing(standing)) => self.standing = Some(standing),
-                Some(message) => return Some(message),
-                None => {}
+            if let Some(message) = self.hear_once().await? {
+                return Some(message);
             }
+        }
+    }
+
+    /// Takes the next message; `None` inside for one that was dealt with.
+    pub(crate) async fn hear_once(&mut self) -> Option<Option<EdgeToShard>> {
+        let body = self.reader.next(&mut self.recv).await.ok()??;
+        match EdgeToShard::decode(body).unwrap() {
+            Some(EdgeToShard::Ping(token)) => {
+                let pong = ShardToEdge::Pong(token).encode().unwrap();
+                self.send.write_one(pong).await.ok()?;
+                Some(None)
+            }
+            Some(EdgeToShard::Standing(standing)) => {
+                self.standing = Some(standing);
+                Some(None)
+            }
+            message => Some(message),
         }
     }
 

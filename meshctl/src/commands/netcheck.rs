@@ -19,7 +19,7 @@ use crate::{
 ///
 /// Names, UDP (a whole QUIC handshake with each shard), TCP on the same port, the HTTP proxy, the largest datagram, and
 /// the clocks. It is done as an edge does it, by the same code, with the login of this machine's user.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(
     after_help = "Exit status: 0 all is well, 1 a shard can be reached and something is not well, 3 none can for want of trust, 4 none can.
 

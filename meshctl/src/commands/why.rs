@@ -87,6 +87,24 @@ impl FromStr for Subject {
 /// If the edge is not there, with a status that says which way.
 pub(crate) async fn run(context: &Context, args: &WhyArgs) -> Result<(), Failure> {
     let Some(Subject { edge, target }) = &args.what else { return here(context, args.admin).await };
+    let verdict = conclude(context, edge, target).await?;
+    match context.form {
+        Form::Json => out::json(&verdict)?,
+        Form::Table => show(&verdict)?,
+    }
+    verdict.status()
+}
+
+/// What is wrong with an edge, as a document.
+///
+/// # Errors
+/// If nobody is logged in.
+pub(crate) async fn verdict(context: &Context, edge: &EdgeId) -> Result<serde_json::Value, Failure> {
+    let verdict = conclude(context, edge, &Target::Probe { edge: edge.clone() }).await?;
+    serde_json::to_value(&verdict).map_err(|e| Failure::Failed(e.to_string()))
+}
+
+async fn conclude(context: &Context, edge: &EdgeId, target: &Target) -> Result<Verdict, Failure> {
     let session = context.session().await?;
     let (asked, tried) = tokio::join!(timeout(ASK, ask(&session, edge)), attempt(&session, target));
     let (control, known) = match asked {
@@ -95,12 +113,7 @@ pub(crate) async fn run(context: &Context, args: &WhyArgs) -> Result<(), Failure
         Err(_) => (Err(format!("{} does not answer", session.api().address())), None),
     };
     let known = Known { edge: edge.clone(), control, known, tried, now: unix_now() };
-    let verdict = known.judge();
-    match context.form {
-        Form::Json => out::json(&verdict)?,
-        Form::Table => show(&verdict)?,
-    }
-    verdict.status()
+    Ok(known.judge())
 }
 
 /// What the edge of this machine says of itself.
