@@ -53,7 +53,9 @@ impl Auditor {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             self.queue.some().await;
-            sleep(GATHER).await;
+            if self.queue.standing().0 < BATCH {
+                sleep(GATHER).await;
+            }
             if self.send(clients).await {
                 backoff = Backoff::new(RETRY.0, RETRY.1);
             } else {

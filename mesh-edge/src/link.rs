@@ -12,7 +12,6 @@ use proto::{
     frame::MAX_SHARD_TO_EDGE,
     id::ShardId,
     message::{Candidate, EdgeToShard, Hello, Refuse, Renewal, Service, ShardToEdge, Welcome},
-    standing::Standing,
 };
 use runtime::{
     frames::{FrameReader, ReadFrameError},
@@ -33,6 +32,10 @@ use crate::{
     metrics::Metrics,
     pulse::{Beat, Mood, Pulse, Seen},
 };
+
+mod story;
+
+use story::Story;
 
 /// How long a shard may take to answer Hello.
 const GREETING: Duration = Duration::from_secs(5);
@@ -232,7 +235,7 @@ impl Tunnel {
         let heart = Heart { link: link.clone(), pulse, last: last.clone(), doubts: doubts.clone(), metrics };
         let (ear_heart, ear_events) = (heart.clone(), event_sender.clone());
         let ear = Ear { link: link.clone(), recv, reader, renewed, heart: ear_heart, events: ear_events };
-        let story = Story { journal, proxy, allows, told: None };
+        let story = Story::new(journal, proxy, allows);
         let voice = Voice { send, outgoing, heart, signs, events: event_sender, mood: Mood::Serving, story };
         tasks.spawn(over.clone().run_until_cancelled_owned(ear.run()).instrument(span.clone()));
         tasks.spawn(over.clone().run_until_cancelled_owned(voice.run(services)).instrument(span));
@@ -419,26 +422,6 @@ struct Voice {
     events: mpsc::Sender<Event>,
     mood: Mood,
     story: Story,
-}
-
-/// What the shard is told of how the edge came here.
-struct Story {
-    journal: Journal,
-    proxy: String,
-    allows: Arc<[String]>,
-    told: Option<Standing>,
-}
-
-impl Story {
-    /// How the edge stands, if that is news.
-    fn news(&mut self, link: &Link) -> Option<EdgeToShard> {
-        let standing = self.journal.standing(link, &self.proxy, &self.allows);
-        if self.told.as_ref().is_some_and(|told| told.says_as(&standing)) {
-            return None;
-        }
-        self.told = Some(standing.clone());
-        Some(EdgeToShard::Standing(standing))
-    }
 }
 
 impl Voice {

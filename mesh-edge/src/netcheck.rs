@@ -41,7 +41,7 @@ const ACCEPTED: Duration = Duration::from_secs(3);
 /// How long a shard may take to say that it does not want this member: two round trips, and at least this.
 const SECOND_THOUGHT: Duration = Duration::from_millis(250);
 /// How long the search for the largest datagram may take, and how long it must have found nothing new to be over.
-const SIZES: (Duration, Duration) = (Duration::from_secs(8), Duration::from_millis(1500));
+const SIZES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(2500));
 /// How often to look at a link.
 const LOOK: Duration = Duration::from_millis(20);
 

@@ -1,7 +1,10 @@
 //! What the edge itself would say: the second of the two who decide. It tells the mesh what it allows, and the very code
 //! that decides there decides here.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use mesh_edge::allow::{Allow, Cluster, Local, Plan, Rule};
 use proto::{
@@ -68,8 +71,13 @@ fn plan(allow: &Allow, who: &Principal, target: &Target, standing: &Standing) ->
     let cluster = standing.allows.iter().any(|line| line == "kubernetes");
     match allow.plan(target) {
         Ok(Plan::Echo) => AtEdge::Allowed("it echoes to whoever the mesh lets in".into()),
-        Ok(Plan::Dial { rule, by_address: true, .. }) => {
-            AtEdge::Unknown(format!("it depends on what the name resolves to there ({rule})"))
+        Ok(Plan::Dial { to, by_address: true, .. }) => {
+            let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+            match loopback.iter().filter(|_| to.is_loopback()).find_map(|ip| allow.address(*ip, to.port)) {
+                Some(rule) => AtEdge::Allowed(rule.to_string()),
+                None if to.is_loopback() => AtEdge::Denied(allow.denied(&to).reason),
+                None => AtEdge::Unknown(format!("it depends on what {} resolves to there", to.host)),
+            }
         }
         Ok(Plan::Dial { rule, .. }) => AtEdge::Allowed(rule),
         Err(_) if *who == Principal::Apiserver && cluster => AtEdge::Unknown(
@@ -108,6 +116,10 @@ mod tests {
         assert!(matches!(says("shop-1:22", &told), AtEdge::Allowed(_)), "{:?}", says("shop-1:22", &told));
         assert!(matches!(says("shop-1/web", &told), AtEdge::Allowed(_)));
         assert!(matches!(says("shop-1:5432", &told), AtEdge::Denied(_)));
+        let local = json!({"carrier": "quic", "allows": ["127.0.0.1:5432", "10.0.0.0/8:80"]});
+        assert_eq!(says("shop-1:5432", &local), AtEdge::Allowed("127.0.0.1:5432".into()));
+        assert!(matches!(says("shop-1:80", &local), AtEdge::Denied(_)));
+        assert!(matches!(says("shop-1/printer.lan:80", &local), AtEdge::Unknown(_)));
         assert!(matches!(says("shop-1/10.0.0.7:80", &told), AtEdge::Allowed(by) if by.contains("10.0.0.0/24:80")));
         let more = json!({"carrier": "quic", "allows": ["sshd"], "allows_more": true});
         assert!(matches!(says("shop-1:5432", &more), AtEdge::Unknown(_)));
