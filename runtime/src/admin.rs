@@ -9,9 +9,10 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use prometheus::{Encoder, Registry, TextEncoder};
+use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::Semaphore,
     time::timeout,
 };
@@ -166,6 +167,11 @@ pub async fn serve_with(
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let alive = IntGauge::new("mesh_process_tasks", "tasks of this process that have not ended").ok();
+    if let Some(alive) = &alive {
+        // Whoever serves one registry twice has it already.
+        let _ = registry.register(Box::new(alive.clone()));
+    }
     let group = tasks.clone();
     tasks.spawn(async move {
         loop {
@@ -176,7 +182,11 @@ pub async fn serve_with(
             };
             let Some((socket, permit)) = accepted else { continue };
             let (registry, ready, pages) = (registry.clone(), ready.clone(), Arc::clone(&pages));
+            let alive = alive.clone();
             let service = service_fn(move |request| {
+                if let Some(alive) = &alive {
+                    alive.set(i64::try_from(Handle::current().metrics().num_alive_tasks()).unwrap_or(i64::MAX));
+                }
                 let response = answer(&request, &registry, &ready, &pages);
                 async { Ok::<_, Infallible>(response) }
             });

@@ -11,6 +11,7 @@ pub mod audit;
 pub mod cert;
 pub mod clock;
 pub mod config;
+pub mod flow;
 pub mod frames;
 pub mod identity;
 pub mod link;

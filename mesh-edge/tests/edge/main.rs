@@ -6,6 +6,7 @@ mod apiserver;
 mod carriers;
 mod diagnosis;
 mod fake;
+mod flows;
 mod identity;
 mod life;
 mod loss;

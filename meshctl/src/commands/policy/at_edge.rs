@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use mesh_edge::allow::{Allow, Cluster, Local, Plan, Rule};
+use mesh_edge::allow::{Allow, Cluster, Local, Over, Plan, Rule};
 use proto::{
     api::EdgeView,
     message::Service,
@@ -67,19 +67,28 @@ fn allow(edge: &EdgeView, standing: &Standing, services: &[Service]) -> Result<A
     Ok(Allow::new(edge.name.clone(), local, services, rules).with_cluster(cluster))
 }
 
+/// What the target is reached over.
+const fn over(target: &Target) -> Over {
+    match target {
+        Target::Udp { .. } => Over::Udp,
+        Target::Tcp { .. } | Target::Service { .. } | Target::Probe { .. } => Over::Tcp,
+    }
+}
+
 fn plan(allow: &Allow, who: &Principal, target: &Target, standing: &Standing) -> AtEdge {
     let cluster = standing.allows.iter().any(|line| line == "kubernetes");
     match allow.plan(target) {
         Ok(Plan::Echo) => AtEdge::Allowed("it echoes to whoever the mesh lets in".into()),
-        Ok(Plan::Dial { to, by_address: true, .. }) => {
+        Ok(Plan::Dial { to, by_address: true, .. } | Plan::Flow { to, by_address: true, .. }) => {
+            let over = over(target);
             let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-            match loopback.iter().filter(|_| to.is_loopback()).find_map(|ip| allow.address(*ip, to.port)) {
+            match loopback.iter().filter(|_| to.is_loopback()).find_map(|ip| allow.address(*ip, to.port, over)) {
                 Some(rule) => AtEdge::Allowed(rule.to_string()),
-                None if to.is_loopback() => AtEdge::Denied(allow.denied(&to).reason),
+                None if to.is_loopback() => AtEdge::Denied(allow.denied(&to, over).reason),
                 None => AtEdge::Unknown(format!("it depends on what {} resolves to there", to.host)),
             }
         }
-        Ok(Plan::Dial { rule, .. }) => AtEdge::Allowed(rule),
+        Ok(Plan::Dial { rule, .. } | Plan::Flow { rule, .. }) => AtEdge::Allowed(rule),
         Err(_) if *who == Principal::Apiserver && cluster => AtEdge::Unknown(
             "kube-apiserver may reach the addresses of that machine and of its pods, which it alone knows".into(),
         ),
