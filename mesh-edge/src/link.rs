@@ -54,7 +54,7 @@ const ORDERS: usize = 8;
 #[derive(Debug)]
 pub enum Greeting {
     /// It serves.
-    Welcome(Welcome, Control),
+    Welcome(Welcome, Box<Control>),
     /// Another one does.
     Redirect {
         /// Which one.
@@ -89,7 +89,7 @@ pub async fn greet(link: &Link, hello: Hello) -> Result<Greeting, LinkEnd> {
             let message = read(&mut reader, &mut stream.recv).await.map_err(|e| control_end(link, &e))?;
             match message {
                 Incoming::Message(ShardToEdge::Welcome(welcome)) => {
-                    return Ok(Greeting::Welcome(welcome, Control { stream, reader }));
+                    return Ok(Greeting::Welcome(welcome, Box::new(Control { stream, reader })));
                 }
                 Incoming::Message(ShardToEdge::Redirect { to, epoch }) => return Ok(Greeting::Redirect { to, epoch }),
                 Incoming::Message(ShardToEdge::Refuse(refuse)) => return Ok(Greeting::Refuse(refuse)),

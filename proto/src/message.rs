@@ -237,7 +237,7 @@ impl EdgeToShard {
             Self::Ping(token) => M::Ping(wire::Ping { token }),
             Self::Renew(Renew { csr, certificate, signature }) => M::Renew(wire::Renew { csr, certificate, signature }),
             Self::Bye { reason } => M::Bye(wire::Bye { reason }),
-            Self::Standing(standing) => M::Standing(standing.to_wire()),
+            Self::Standing(standing) => M::Standing(standing.into_wire()),
         };
         frame::encode(&wire::EdgeToShard { message: Some(message) }, MAX_EDGE_TO_SHARD)
     }

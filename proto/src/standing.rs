@@ -94,7 +94,7 @@ impl Standing {
         timeless(self) == timeless(other)
     }
 
-    pub(crate) fn to_wire(self) -> wire::Standing {
+    pub(crate) fn into_wire(self) -> wire::Standing {
         wire::Standing {
             carrier: cut(self.carrier),
             why: cut(self.why),
@@ -102,7 +102,7 @@ impl Standing {
             mtu: self.mtu,
             skew_ms: self.skew_ms,
             away_ms: self.away_ms,
-            troubles: self.troubles.into_iter().take(MAX_TROUBLES).map(Trouble::to_wire).collect(),
+            troubles: self.troubles.into_iter().take(MAX_TROUBLES).map(Trouble::into_wire).collect(),
             allows_more: self.allows_more || self.allows.len() > MAX_ALLOWS,
             allows: self.allows.into_iter().take(MAX_ALLOWS).map(cut).collect(),
         }
@@ -125,7 +125,7 @@ impl Standing {
 }
 
 impl Trouble {
-    fn to_wire(self) -> wire::Trouble {
+    fn into_wire(self) -> wire::Trouble {
         let Self { cause, carrier, address, detail, times, first_ms, last_ms } = self;
         let [cause, carrier, address, detail] = [cause, carrier, address, detail].map(cut);
         wire::Trouble { cause, carrier, address, detail, times, first_ms, last_ms }
@@ -154,7 +154,7 @@ mod tests {
         let trouble = Trouble { detail: "ä".repeat(500), ..Trouble::default() };
         let much =
             Standing { troubles: vec![trouble; 20], allows: vec!["10.0.0.0/8:22".into(); 40], ..Standing::default() };
-        let read = Standing::from_wire(much.to_wire());
+        let read = Standing::from_wire(much.into_wire());
         assert_eq!((read.troubles.len(), read.allows.len(), read.allows_more), (MAX_TROUBLES, MAX_ALLOWS, true));
         assert_eq!(read.troubles[0].detail.chars().count(), MAX_TEXT);
     }

@@ -46,7 +46,7 @@ impl AuditQueue {
         let mut inner = self.0.inner.lock();
         if record.outcome == "finished" {
             inner.finished += 1;
-            if inner.finished % self.0.one_of != 0 {
+            if !inner.finished.is_multiple_of(self.0.one_of) {
                 return;
             }
         }

@@ -71,7 +71,7 @@ impl Life {
                 self.heard_of(welcome.epoch);
                 self.compare_clocks(&welcome);
                 let way = (address.to_owned(), self.proxy_of(&link, address));
-                let tunnel = Tunnel::start(link, way, &welcome, control, self.parts.tunnel.clone());
+                let tunnel = Tunnel::start(link, way, &welcome, *control, self.parts.tunnel.clone());
                 let (server, over) = (Arc::clone(&self.parts.server), tunnel.over.clone());
                 let accept = server.accept(tunnel.link.clone(), welcome.shard, tunnel.load.clone(), over);
                 self.parts.tunnel.tasks.spawn(accept);

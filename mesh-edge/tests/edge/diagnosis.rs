@@ -83,7 +83,7 @@ async fn each_thing_that_is_in_the_way_has_its_word() {
     let address = relay.address.to_string();
     receive(shard.with_tcp(relay.address), &tasks);
     relay.swallow();
-    let blocked = check(&ca, &[address.clone()], ProxyAddress::Off).await;
+    let blocked = check(&ca, std::slice::from_ref(&address), ProxyAddress::Off).await;
     assert_eq!((word(&blocked, "udp"), word(&blocked, "tcp")), (Word::Blocked, Word::Ok), "{blocked:?}");
     assert_eq!((blocked.conclusion.cause.as_str(), blocked.status()), ("udp-blocked", 1));
 
@@ -95,7 +95,7 @@ async fn each_thing_that_is_in_the_way_has_its_word() {
     })
     .await;
     let refusing = ProxyAddress::At(format!("http://me:swordfish@{proxy}").parse().unwrap());
-    let refused = check(&ca, &[address.clone()], refusing).await;
+    let refused = check(&ca, std::slice::from_ref(&address), refusing).await;
     assert_eq!((word(&refused, "proxy"), word(&refused, "udp")), (Word::Rejected, Word::Ok), "{refused:?}");
     assert!(refused.text().contains("407") && !refused.text().contains("swordfish"), "{}", refused.text());
 

@@ -36,7 +36,7 @@ pub(super) fn decide(who: &Principal, target: &Target, edges: &[EdgeView]) -> At
         }
         Target::Tcp { .. } | Target::Udp { .. } | Target::Probe { .. } => true,
     };
-    let Some(edge) = edges.iter().find(serves).or(edges.first()) else {
+    let Some(edge) = edges.iter().find(serves).or_else(|| edges.first()) else {
         return AtEdge::Unknown("there is no such edge".into());
     };
     let Some(at) = &edge.presence else {
