@@ -36,6 +36,7 @@ use crate::{
     course::{Course, Outcome, Step, hopeless},
     dice::Dice,
     link::{Event, Greeting, Leave, Tunnel, TunnelParts, greet},
+    load::Load,
     serve::Server,
     ways::Ways,
 };
@@ -127,6 +128,8 @@ pub struct Line {
     pub say: Option<mpsc::Sender<EdgeToShard>>,
     /// When the shard last answered a ping.
     pub pulse: Option<watch::Receiver<Option<Instant>>>,
+    /// The tunnel, for the streams that this edge itself opens, and what counts them.
+    pub way: Option<(Link, Load)>,
 }
 
 /// An edge.
@@ -183,6 +186,7 @@ impl Life {
                 None => break,
             }
         }
+        self.parts.line.send_replace(Line::default());
         self.parts.phase.send_replace(Phase::Stopped);
     }
 
@@ -365,7 +369,11 @@ impl Life {
         info!(shard = %tunnel.shard, address = tunnel.address, %peer, %carrier, "tunnel up");
         self.carried_by(Some(carrier));
         self.parts.tunnel.metrics.connected.set(1);
-        self.parts.line.send_replace(Line { say: Some(tunnel.line()), pulse: Some(tunnel.pulse()) });
+        self.parts.line.send_replace(Line {
+            say: Some(tunnel.line()),
+            pulse: Some(tunnel.pulse()),
+            way: Some((tunnel.link.clone(), tunnel.load.clone())),
+        });
         self.parts.phase.send_replace(Phase::Connected { shard: tunnel.shard.clone(), since: tunnel.since });
     }
 
