@@ -9,20 +9,9 @@ mod screen;
 #[path = "../../mesh-cloud/src/doors/proxy/authorization.rs"]
 mod authorization;
 
-// And for the zone of the DNS door.
-#[path = "../../mesh-cloud/src/doors/dns/zone.rs"]
-#[allow(dead_code, reason = "not every answer is tried")]
-mod zone;
-
-use std::net::IpAddr;
-
 use proto::proxy::socks;
 
-use self::{
-    authorization::Shown,
-    screen::Screen,
-    zone::{Found, Host, Zone},
-};
+use self::{authorization::Shown, screen::Screen};
 
 /// The field `Proxy-Authorization` of a request.
 pub fn authorization(data: &[u8]) {
@@ -45,25 +34,6 @@ pub fn socks5_datagram(data: &[u8]) {
     assert!(length <= data.len() && length <= 262 && !host.is_empty(), "{length} bytes were taken for a head");
     // What comes behind a head changes nothing of it.
     assert!(socks::addressed(&data[..length]).is_some(), "a whole head is not whole");
-}
-
-/// A question to the DNS door. The first byte says whether it came over TCP.
-pub fn dns(data: &[u8]) {
-    let [way, question @ ..] = data else { return };
-    let zone = Zone::new("mesh.local", 5).expect("a domain");
-    let look = |name: &str| match name.len() % 3 {
-        0 => Found::Nobody,
-        1 => Found::Hosts(vec![Host::Ip(IpAddr::from([192, 0, 2, 1]))]),
-        _ => Found::Hosts(vec![Host::Name(name.to_owned())]),
-    };
-    let tcp = way & 1 == 1;
-    let Some(answer) = zone.answer(question, tcp, 1, look) else { return };
-    assert!(answer.len() <= if tcp { 65_535 } else { usize::from(zone::MOST) }, "{} bytes", answer.len());
-    assert_eq!(answer[..2], question[..2], "the answer is to another question");
-    assert!(answer[2] & 0x80 != 0, "the answer is a question");
-    if let Some(short) = Zone::come_by_tcp(question) {
-        assert!(short.len() <= question.len() + 12, "an answer to somebody who asks too often amplifies");
-    }
 }
 
 /// What follows a message, if there is a whole one.

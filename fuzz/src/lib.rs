@@ -13,7 +13,7 @@ mod wire;
 
 pub use api::{api, ring, rule};
 pub use certificate::{certificate, client_hello, csr, pem};
-pub use door::{authorization, dns, http_screen, socks5, socks5_datagram};
+pub use door::{authorization, http_screen, socks5, socks5_datagram};
 pub use egress::{book, egress_head, egress_packets};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
 pub use wire::datagrams;
@@ -33,7 +33,6 @@ pub const TARGETS: &[Target] = &[
     ("config", config),
     ("csr", csr),
     ("datagrams", datagrams),
-    ("dns", dns),
     ("edge_to_shard", edge_to_shard),
     ("egress_head", egress_head),
     ("egress_packets", egress_packets),

@@ -118,8 +118,6 @@ pub struct DoorsConfig {
     pub tcp: Vec<TcpDoorConfig>,
     /// Single UDP ports that lead to single targets.
     pub udp: Vec<UdpDoorConfig>,
-    /// The names of edges, for resolvers.
-    pub dns: Option<DnsConfig>,
     /// kube-apiserver's way to nodes, pods and services.
     pub egress: EgressConfig,
 }
@@ -134,7 +132,6 @@ impl Default for DoorsConfig {
             https: on(7482),
             tcp: Vec::new(),
             udp: Vec::new(),
-            dns: None,
             egress: EgressConfig::default(),
         }
     }
@@ -210,28 +207,6 @@ pub struct TcpDoorConfig {
     /// Whether the target is told first from where the visitor comes, by PROXY protocol v2. `false`.
     #[serde(default)]
     pub proxy_protocol: bool,
-}
-
-/// The DNS door: `<edge>.<domain>` leads to the shards that hold or own the edge. Shut unless it is named here.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DnsConfig {
-    /// Where it listens, on UDP and TCP: `[::]:53`.
-    pub listen: SocketAddr,
-    /// For how many seconds an answer may be kept. 5.
-    #[serde(default = "ttl_secs")]
-    pub ttl_secs: u32,
-    /// Answers over UDP per second to one network (IPv4 by 24 bits, IPv6 by 56); who asks more often is sent to TCP. 100.
-    #[serde(default = "answers_per_sec")]
-    pub answers_per_sec: f64,
-}
-
-const fn ttl_secs() -> u32 {
-    5
-}
-
-const fn answers_per_sec() -> f64 {
-    100.0
 }
 
 /// A UDP port that leads to a target.

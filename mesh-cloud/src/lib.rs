@@ -50,11 +50,10 @@ pub mod route;
 pub mod session;
 pub mod state;
 
-use config::{DnsConfig, ShardConfig};
+use config::ShardConfig;
 use directory::Directory;
 use doors::{
     Door,
-    dns::DnsDoor,
     egress::{EgressDoor, Opening},
     http::HttpDoor,
     https::HttpsDoor,
@@ -121,8 +120,6 @@ pub struct Shard {
     pub tcp: Vec<(String, SocketAddr)>,
     /// The UDP doors, by name.
     pub udp: Vec<(String, SocketAddr)>,
-    /// The DNS door.
-    pub dns: Option<SocketAddr>,
     /// The egress door over TCP.
     pub egress: Option<SocketAddr>,
     /// The admin server.
@@ -324,7 +321,6 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         https: None,
         tcp: Vec::new(),
         udp: Vec::new(),
-        dns: None,
         egress: None,
         admin: None,
         registry: registry.clone(),
@@ -416,9 +412,6 @@ impl Doors<'_> {
             let serving = port.run(self.accepting.clone(), self.streams.clone(), udp.flows.max(1), visit);
             self.accepting.spawn(serving);
         }
-        if let Some(dns) = &doors.dns {
-            shard.dns = Some(self.dns(dns, shard)?);
-        }
         let opening = Opening {
             router: self.router,
             identity,
@@ -429,18 +422,6 @@ impl Doors<'_> {
         };
         shard.egress = EgressDoor::open(&doors.egress, &opening)?;
         Ok(())
-    }
-
-    fn dns(&self, dns: &DnsConfig, shard: &Shard) -> anyhow::Result<SocketAddr> {
-        let parts = (self.router.clone(), shard.registry.clone(), shard.directory.clone(), shard.id.clone());
-        let door = DnsDoor::new(dns, &self.config.domain, parts).map_err(anyhow::Error::msg)?;
-        let (door, visited) = (Arc::new(door), self.accepting.clone());
-        let visitors = Arc::clone(&door);
-        let address = self
-            .run(doors::dns::DOOR, dns.listen, move |visitor| Arc::clone(&visitors).visit(visitor, visited.clone()))?;
-        let socket = DnsDoor::bind(address).with_context(|| format!("cannot open the dns door on UDP {address}"))?;
-        self.accepting.spawn(door.serve(socket, self.accepting.clone()));
-        Ok(address)
     }
 
     fn run<F>(

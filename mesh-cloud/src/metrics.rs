@@ -30,9 +30,6 @@ pub struct Metrics {
     pub bytes_up: IntCounter,
     /// Bytes from targets.
     pub bytes_down: IntCounter,
-    /// Questions to the DNS door, by what came of them: answered over `udp` or `tcp`, `limited` (told to come over TCP),
-    /// `dropped`.
-    pub dns: IntCounterVec,
     /// Datagrams of flows that ended, by `direction`: `up`, `down`, or `dropped` here.
     pub datagrams: IntCounterVec,
     /// How long targets took to be connected.
@@ -119,7 +116,6 @@ impl Metrics {
             stream_ends: counters("stream_ends_total", "Streams that ended.", &["door", "outcome", "code"])?,
             bytes_up: counter("bytes_up_total", "Bytes moved towards targets.")?,
             bytes_down: counter("bytes_down_total", "Bytes moved from targets.")?,
-            dns: counters("dns_questions_total", "Questions to the DNS door.", &["outcome"])?,
             datagrams: counters("datagrams_total", "Datagrams of UDP flows that ended.", &["direction"])?,
             open_seconds,
             door_connections: gauges("door_connections", "Connections on each door.", &["door"])?,

@@ -8,7 +8,6 @@
 )]
 
 mod carrier;
-mod dns;
 mod egress;
 mod egress_grpc;
 mod egress_silence;

@@ -1,4 +1,0 @@
-//! Runs [`fuzz::dns`] under libFuzzer.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::dns(data));
