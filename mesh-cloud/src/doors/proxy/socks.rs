@@ -1,4 +1,5 @@
-//! SOCKS5 at the proxy door: `CONNECT` and `UDP ASSOCIATE` with a user name and an access token, where tokens may be shown without TLS.
+//! SOCKS5 at the proxy door: `CONNECT` and `UDP ASSOCIATE` with a user name and an access token, where tokens may be shown
+//! without TLS.
 //! Names are resolved by the mesh (`socks5h://` in curl); an address means nothing here.
 
 use std::{sync::Arc, time::Duration};
