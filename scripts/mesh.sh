@@ -30,11 +30,11 @@ since() {
   if ((ms < 1000)); then echo "$ms ms"; else printf '%d.%02d s\n' $((ms / 1000)) $((ms % 1000 / 10)); fi
 }
 
-# wait_for SECONDS COMMAND...: until the command succeeds.
+# wait_for SECONDS COMMAND...: until the command succeeds; CAUSEWAY_PATIENCE times as long, where much else goes on.
 wait_for() {
   local seconds=$1 until
   shift
-  until=$(($(now) + seconds * 1000))
+  until=$(($(now) + seconds * 1000 * ${CAUSEWAY_PATIENCE:-1}))
   until "$@" > /dev/null 2>&1; do
     if (($(now) > until)); then
       echo "waited $seconds s in vain for: $*" >&2

@@ -54,6 +54,11 @@ const FIND_PASSED_ON: Duration = Duration::from_millis(2500);
 const FIRST_WORD: Duration = Duration::from_secs(3);
 /// How long to wait for a link to a shard, or for its word, without which it cannot be told where an edge is.
 const NEWS: Duration = Duration::from_secs(1);
+/// How long after a shard was lost its edges may be on their way to another one: they ping, are told by the network that
+/// nobody listens, and dial.
+const ON_THE_WAY: Duration = Duration::from_secs(6);
+/// How often it is asked meanwhile whether the edge has come.
+const ASK_AGAIN: Duration = Duration::from_millis(150);
 
 /// A stream to an edge, or to the shard that has found it.
 type Opened = (Stream, Option<StreamCount>, Routed);
@@ -267,6 +272,9 @@ impl Router {
         record.edge = routed.edge.to_string();
         if routed.shard != self.0.shard {
             record.holder = routed.shard.to_string();
+        }
+        if let Some(count) = &count {
+            count.tunnel().link.carrier().slug().clone_into(&mut record.carrier);
         }
         Trail {
             edge: routed.edge.clone(),

@@ -186,9 +186,9 @@ impl Doors {
     /// The tunnel; waits for it a while.
     async fn link(&self) -> Option<(Link, Load)> {
         let mut line = self.line.clone();
-        let up = line.wait_for(|line| line.way.as_ref().is_some_and(|(link, _)| link.end().is_none()));
+        let up = line.wait_for(|line| line.link.as_ref().is_some_and(|link| link.end().is_none()));
         let line = timeout(PATIENCE, up).await.ok()?.ok()?;
-        line.way.clone()
+        line.link.clone().zip(line.load.clone())
     }
 
     async fn carry(&self, end: TcpEnd, way: Way) {

@@ -5,6 +5,7 @@
 mod apiserver;
 mod carriers;
 mod doors;
+mod diagnosis;
 mod fake;
 mod flows;
 mod identity;
