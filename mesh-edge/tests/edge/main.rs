@@ -4,6 +4,7 @@
 
 mod apiserver;
 mod carriers;
+mod doors;
 mod diagnosis;
 mod fake;
 mod flows;
