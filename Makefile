@@ -4,7 +4,6 @@
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/causeway/target
 export CAUSEWAY_BIN ?= $(CARGO_TARGET_DIR)/debug
 
-PROGRAMS := -p control -p mesh-cloud -p mesh-edge -p meshctl -p loadtest
 # How many random worlds the simulation runs through (SEED=7 replays one), and how long each parser is fuzzed for.
 SEEDS ?= 100
 FUZZ_SECONDS ?= 60
@@ -27,7 +26,7 @@ help:
 
 build:
 	@scripts/need cargo cc
-	@cargo build --bins $(PROGRAMS)
+	@cargo build --workspace --bins
 
 demo: build
 	@demo/run
@@ -73,7 +72,7 @@ static:
 
 bench:
 	@scripts/need cargo cc
-	@cargo build --release --bins $(PROGRAMS)
+	@cargo build --release --workspace --bins
 	@CAUSEWAY_BIN=$(CARGO_TARGET_DIR)/release scripts/bench
 
 ci: lint deploy-check doc test e2e demo

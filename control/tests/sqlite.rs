@@ -6,6 +6,8 @@
 mod raw;
 #[path = "stories/ring.rs"]
 mod ring;
+#[path = "stories/ssh.rs"]
+mod ssh;
 #[path = "stories/stories.rs"]
 mod stories;
 #[path = "stories/world.rs"]

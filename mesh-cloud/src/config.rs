@@ -113,6 +113,9 @@ pub struct DoorsConfig {
     /// Services by TLS' server name. `[::]:7482`.
     #[serde(deserialize_with = "address_or_none")]
     pub https: Option<SocketAddr>,
+    /// A jump host for OpenSSH, `ssh -J SHARD:2222 USER@EDGE`. Shut unless it is named here: `[::]:2222`.
+    #[serde(deserialize_with = "address_or_none")]
+    pub ssh: Option<SocketAddr>,
     /// Single ports that lead to single targets.
     pub tcp: Vec<TcpDoorConfig>,
     /// kube-apiserver's way to nodes, pods and services.
@@ -127,6 +130,7 @@ impl Default for DoorsConfig {
             proxy_plain: false,
             http: on(7481),
             https: on(7482),
+            ssh: None,
             tcp: Vec::new(),
             egress: EgressConfig::default(),
         }

@@ -11,10 +11,12 @@ use tokio::{
 
 use crate::metrics::Metrics;
 
+mod destination;
 pub mod egress;
 pub mod http;
 pub mod https;
 pub mod proxy;
+pub mod ssh;
 pub mod tcp;
 mod visit;
 

@@ -153,7 +153,11 @@ impl Clients {
     }
 
     /// `POST` to the present one; to the others as well if it cannot be used now.
-    async fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A, ApiClientError> {
+    pub(crate) async fn post<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<A, ApiClientError> {
         let mut left = self.0.0.len();
         loop {
             left -= 1;

@@ -18,6 +18,7 @@ pub(crate) mod proxy;
 pub(crate) mod ring;
 pub(crate) mod shard;
 pub(crate) mod ssh;
+pub(crate) mod ssh_cert;
 pub(crate) mod token;
 pub(crate) mod user;
 pub(crate) mod why;
@@ -53,6 +54,8 @@ pub(crate) enum Command {
     User(user::UserArgs),
     Policy(policy::PolicyArgs),
     Ssh(ssh::SshArgs),
+    SshCert(ssh_cert::SshCertArgs),
+    SshConfig(ssh_cert::SshConfigArgs),
     Kube(kube::KubeArgs),
     Proxy(proxy::ProxyArgs),
     Forward(forward::ForwardArgs),
@@ -78,7 +81,9 @@ impl Command {
             Self::Ring(args) => ring::run(context, args).await,
             Self::User(args) => user::run(context, args).await,
             Self::Policy(args) => policy::run(context, args).await,
-            Self::Ssh(args) => ssh::run(context, args),
+            Self::Ssh(args) => ssh::run(context, args).await,
+            Self::SshCert(args) => ssh_cert::certificate(context, args).await,
+            Self::SshConfig(args) => ssh_cert::config(context, args).await,
             Self::Kube(args) => kube::run(context, args).await,
             Self::Proxy(args) => proxy::run(context, &args).await,
             Self::Forward(args) => forward::run(context, args).await,

@@ -20,6 +20,7 @@ pub mod policy;
 pub mod principal;
 pub mod ring;
 pub mod secret;
+pub mod ssh;
 pub mod stream;
 pub mod target;
 

@@ -725,5 +725,11 @@ macro_rules! all_stories {
             an_order_takes_a_shard_out_until_it_is_taken_back
             a_late_report_does_not_undo_a_later_one
         }
+        $crate::on_each! { $kind, ssh;
+            a_user_gets_a_certificate_and_loses_it
+            a_shard_gets_a_host_certificate
+            keys_are_registered_and_removed
+            the_authorities_lie_beside_the_ca
+        }
     };
 }

@@ -18,12 +18,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::service_fn;
 
-use self::{
-    credentials::{Caller, Peer},
-    destination::Destination,
-};
+use self::credentials::{Caller, Peer};
 use super::{
     Visitor,
+    destination::Destination,
     http::{
         Closing, IDLE, MAX_FIELDS, MAX_HEAD, Tunnel,
         answer::Answer,
@@ -41,7 +39,6 @@ use crate::{
 
 mod authorization;
 mod credentials;
-mod destination;
 mod socks;
 
 /// The name of the door.

@@ -19,4 +19,5 @@ mod mesh;
 mod proxy;
 mod smuggling;
 mod socks;
+mod ssh;
 mod tcp;

@@ -13,8 +13,12 @@ use tokio::{
 };
 
 use self::wire::{Bad, Heard, Reply};
-use super::{DOOR, ProxyDoor, authorization::Shown, credentials, destination::Destination};
-use crate::{doors::visit, flow::Opened, route};
+use super::{DOOR, ProxyDoor, authorization::Shown, credentials};
+use crate::{
+    doors::{destination::Destination, visit},
+    flow::Opened,
+    route,
+};
 
 mod wire;
 
