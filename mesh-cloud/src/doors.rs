@@ -18,6 +18,7 @@ pub mod https;
 pub mod proxy;
 pub mod ssh;
 pub mod tcp;
+pub mod udp;
 mod visit;
 
 /// Connections that the kernel holds for a door before it is accepted.

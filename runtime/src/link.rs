@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::cert::CertFacts;
 
 pub mod congestion;
+pub(crate) mod datagrams;
 pub mod end;
 pub mod io;
 pub mod listen;
@@ -26,7 +27,8 @@ pub mod tcp;
 pub use end::{EndCause, LinkEnd};
 pub use socket::Signs;
 use socket::{ConnectedSocket, SignSender};
-pub use stream::{Pressure, RecvHalf, SendHalf, Stalled, Stream, StreamError};
+use stream::LinkState;
+pub use stream::{RecvHalf, SendHalf, Stalled, Stream, StreamError};
 use tcp::TcpLink;
 
 /// What carries a link.
@@ -64,7 +66,7 @@ impl fmt::Display for Carrier {
 pub struct Link {
     way: Way,
     peer: Arc<CertFacts>,
-    pressure: Arc<Pressure>,
+    state: Arc<LinkState>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,12 +84,12 @@ struct Own {
 }
 
 impl Link {
-    fn over_quic(connection: quinn::Connection, peer: Arc<CertFacts>, room: usize, own: Option<Own>) -> Self {
-        Self { way: Way::Quic(connection, own), peer, pressure: Arc::new(Pressure::new(room)) }
+    fn over_quic(connection: quinn::Connection, peer: Arc<CertFacts>, state: LinkState, own: Option<Own>) -> Self {
+        Self { way: Way::Quic(connection, own), peer, state: Arc::new(state) }
     }
 
     fn over_tcp(link: TcpLink, peer: Arc<CertFacts>, room: usize) -> Self {
-        Self { way: Way::Tcp(link), peer, pressure: Arc::new(Pressure::new(room)) }
+        Self { way: Way::Tcp(link), peer, state: Arc::new(LinkState::new(room, None)) }
     }
 
     /// What carries it.
@@ -166,9 +168,9 @@ impl Link {
         match &self.way {
             Way::Quic(connection, _) => {
                 let halves = connection.open_bi().await.map_err(|e| LinkEnd::from_connection(&e))?;
-                Ok(Stream::over_quic(halves, Arc::clone(&self.pressure)))
+                Ok(Stream::over_quic(halves, Arc::clone(&self.state)))
             }
-            Way::Tcp(link) => Ok(Stream::over_tcp(link.open().await?, Arc::clone(&self.pressure))),
+            Way::Tcp(link) => Ok(Stream::over_tcp(link.open().await?, Arc::clone(&self.state))),
         }
     }
 
@@ -180,9 +182,9 @@ impl Link {
         match &self.way {
             Way::Quic(connection, _) => {
                 let halves = connection.accept_bi().await.map_err(|e| LinkEnd::from_connection(&e))?;
-                Ok(Stream::over_quic(halves, Arc::clone(&self.pressure)))
+                Ok(Stream::over_quic(halves, Arc::clone(&self.state)))
             }
-            Way::Tcp(link) => Ok(Stream::over_tcp(link.accept().await?, Arc::clone(&self.pressure))),
+            Way::Tcp(link) => Ok(Stream::over_tcp(link.accept().await?, Arc::clone(&self.state))),
         }
     }
 
@@ -240,6 +242,13 @@ impl Link {
             Way::Quic(connection, _) => congestion::path_model(connection),
             Way::Tcp(_) => None,
         }
+    }
+
+    /// Whether datagrams travel by themselves on it, as QUIC's do if both sides have them. Otherwise they travel in
+    /// streams.
+    #[must_use]
+    pub fn has_datagrams(&self) -> bool {
+        self.state.has_datagrams()
     }
 
     /// What the carrier counted. Over TCP only the bytes.

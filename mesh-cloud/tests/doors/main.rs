@@ -21,3 +21,4 @@ mod smuggling;
 mod socks;
 mod ssh;
 mod tcp;
+mod udp;
