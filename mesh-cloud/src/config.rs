@@ -277,7 +277,7 @@ pub struct LimitsConfig {
     /// Tunnels and people's links at once. 20,000.
     pub links: usize,
     /// Handshakes at once; more wait, and are told to prove their address. Each may hold the others up for a
-    /// millisecond of computing, streams included. 128.
+    /// millisecond of computing, streams included. The same number of SSH connections may be about to log in. 128.
     pub handshakes: usize,
     /// Connections at once on each door. 20,000.
     pub door_connections: usize,
