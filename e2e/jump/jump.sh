@@ -55,6 +55,7 @@ Host jump
   HostName 127.0.0.1
   Port ${at[${2:-shard.ssh}]}
   IdentityFile $dir/$1
+  LogLevel INFO
 Host shop-* ssh.shop-*
   User $user
   Port ${at[sshd]}
@@ -233,7 +234,7 @@ wait_for 10 ticks keyed
 began=$(now)
 ctl user revoke alice --yes > /dev/null
 ctl user revoke robot --yes > /dev/null
-dead() { ! running "$1"; }
+dead() { gone "${pid[$1]}"; }
 wait_for 5 dead live
 wait_for 5 dead keyed
 took=$(since "$began")

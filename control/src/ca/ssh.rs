@@ -69,15 +69,15 @@ impl UserKey {
         let key = PublicKey::from_openssh(line.trim()).map_err(|e| InvalidKey::Unreadable(e.to_string()))?;
         let comment: String = key.comment().as_str_lossy().chars().filter(|c| !c.is_control()).take(128).collect();
         let key = key.key_data().clone();
-        match key.algorithm() {
-            Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256 => {}
-            Algorithm::Rsa { .. } => {
-                let bits = key.rsa().map_or(0, |rsa| rsa.key_size());
-                if bits < MIN_RSA {
-                    return Err(InvalidKey::Short(bits));
-                }
-            }
-            other => return Err(InvalidKey::Kind(other.to_string())),
+        if let Some(bits) = key.rsa().map(|rsa| rsa.key_size()) {
+            return if bits < MIN_RSA { Err(InvalidKey::Short(bits)) } else { Ok(Self { key, comment }) };
+        }
+        let good = matches!(
+            key.algorithm(),
+            Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256
+        );
+        if !good {
+            return Err(InvalidKey::Kind(key.algorithm().to_string()));
         }
         Ok(Self { key, comment })
     }
