@@ -57,8 +57,26 @@ pub struct ControlConfig {
     pub ssh_certificate_secs: u64,
     /// Kubernetes.
     pub kubernetes: KubernetesConfig,
+    /// Access records.
+    pub audit: AuditConfig,
     /// Logging.
     pub log: LogConfig,
+}
+
+/// What is kept of the access records that shards send, for `meshctl audit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// For how many days; 0 keeps none at all. `30`
+    pub keep_days: u32,
+    /// How many at most; the oldest go first. `1000000`
+    pub keep_records: u32,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { keep_days: 30, keep_records: 1_000_000 }
+    }
 }
 
 /// Kubernetes, for a mesh whose edges are nodes of a cluster.
@@ -172,6 +190,7 @@ impl Default for ControlConfig {
             leaf_ttl_secs: LeafTtl::default(),
             ssh_certificate_secs: 12 * 3600,
             kubernetes: KubernetesConfig::default(),
+            audit: AuditConfig::default(),
             log: LogConfig::default(),
         }
     }

@@ -10,8 +10,8 @@ use std::{
 use aws_lc_rs::hmac;
 use proto::code::CloseCode;
 use quinn::{
-    ClientConfig, Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, ServerConfig,
-    TokioRuntime, TransportConfig, VarInt,
+    ClientConfig, Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
+    MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls_pki_types::CertificateDer;
@@ -92,6 +92,9 @@ const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 /// First size of a datagram's payload: what every IPv6 path takes (RFC 9000, 14).
 const INITIAL_MTU: u16 = 1200;
 
+/// Size of the largest datagram's payload that is looked for: what passes over Ethernet with IPv6.
+pub(super) const MOST_PAYLOAD: u16 = 1452;
+
 impl LinkLimits {
     /// Streams that may each hold their whole window before they hold three quarters of the link's.
     pub(super) const fn stalled_streams(&self) -> usize {
@@ -100,7 +103,10 @@ impl LinkLimits {
 
     fn transport(&self) -> TransportConfig {
         let mut transport = TransportConfig::default();
+        let mut sizes = MtuDiscoveryConfig::default();
+        sizes.upper_bound(MOST_PAYLOAD);
         transport
+            .mtu_discovery_config(Some(sizes))
             .stream_receive_window(self.stream_window.into())
             .receive_window(self.link_window.into())
             .send_window(self.send_window)
