@@ -192,17 +192,19 @@ same "$(hash_of "$dir/there/scp")" "$hash"
 same "$(hash_of "$dir/back/scp")" "$hash"
 ok "$there there, $back back, equal hashes"
 
-step 'sftp, 200 MB there and back'
-there=$(moved 200 by alice sftp -b /dev/stdin shop-1 <<< "put $dir/file $dir/there/sftp")
-back=$(moved 200 by alice sftp -b /dev/stdin shop-1 <<< "get $dir/there/sftp $dir/back/sftp")
+step 'sftp, 100 MB there and back'
+random_file file 100
+hash=$(hash_of "$dir/file")
+there=$(moved 100 by alice sftp -b /dev/stdin shop-1 <<< "put $dir/file $dir/there/sftp")
+back=$(moved 100 by alice sftp -b /dev/stdin shop-1 <<< "get $dir/there/sftp $dir/back/sftp")
 same "$(hash_of "$dir/there/sftp")" "$hash"
 same "$(hash_of "$dir/back/sftp")" "$hash"
 ok "$there there, $back back, equal hashes"
 
 step 'the same by ProxyCommand=meshctl proxy'
 proxy="ProxyCommand=env CAUSEWAY_HOME=$dir/home.alice meshctl proxy %h:%p"
-there=$(moved 200 by alice scp -o ProxyJump=none -o "$proxy" "$dir/file" "shop-1:$dir/there/proxy")
-back=$(moved 200 by alice scp -o ProxyJump=none -o "$proxy" "shop-1:$dir/there/proxy" "$dir/back/proxy")
+there=$(moved 100 by alice scp -o ProxyJump=none -o "$proxy" "$dir/file" "shop-1:$dir/there/proxy")
+back=$(moved 100 by alice scp -o ProxyJump=none -o "$proxy" "shop-1:$dir/there/proxy" "$dir/back/proxy")
 same "$(hash_of "$dir/back/proxy")" "$hash"
 ok "$there there, $back back, equal hashes"
 
@@ -267,4 +269,10 @@ wait_for 10 dead shard-2
 has "$(cat "$dir/log/leaving.out")" ended
 wait "${pid[leaving]}" || fail 'the session did not end well'
 unset 'pid[leaving]' 'pid[idle]' 'pid[shard-2]'
+ok
+
+step 'nothing panicked on the way'
+for name in control shard-1 shard-2 shop-1 shop-2; do
+  if grep -q 'panicked' "$dir/log/$name.log"; then fail "$name panicked"; fi
+done
 ok

@@ -32,7 +32,7 @@ pub(super) async fn host_certificate(
     Extension(Caller(facts)): Extension<Caller>,
     Json(request): Json<HostCertificateRequest>,
 ) -> Answer<Certificate> {
-    Ok(axum::Json(app.authority.sign_ssh_host(&facts, &request).await?))
+    Ok(axum::Json(app.authority.sign_ssh_host(&facts, &request)?))
 }
 
 pub(super) async fn keys(

@@ -72,11 +72,7 @@ impl Authority {
     ///
     /// # Errors
     /// If the key or a name is none, or the caller is revoked.
-    pub async fn sign_ssh_host(
-        &self,
-        facts: &CertFacts,
-        request: &HostCertificateRequest,
-    ) -> Result<Certificate, ApiError> {
+    pub fn sign_ssh_host(&self, facts: &CertFacts, request: &HostCertificateRequest) -> Result<Certificate, ApiError> {
         let ca = self.ssh_ca()?;
         let key = UserKey::parse(&request.key).map_err(bad)?;
         if request.names.len() > MAX_NAMES {

@@ -113,9 +113,9 @@ pub(crate) async fn keys_are_registered_and_removed(kind: Kind) {
     assert_eq!((key.comment.as_str(), key.groups.as_slice()), ("alice@laptop", &["ops".parse().unwrap()][..]));
     assert_eq!(key.fingerprint, fingerprint(KEY).to_string());
     let heard = event(&mut watch, SECOND, |e| e.ssh.is_some()).await.ssh.unwrap();
-    assert_eq!(heard.keys, [key.clone()]);
-    assert_eq!(alice.client.get::<Vec<Key>>(path).await.unwrap(), [key.clone()]);
-    assert_eq!(admin.client.get::<Vec<Key>>(path).await.unwrap(), [key.clone()]);
+    assert_eq!(heard.keys, std::slice::from_ref(&key));
+    assert_eq!(alice.client.get::<Vec<Key>>(path).await.unwrap(), std::slice::from_ref(&key));
+    assert_eq!(admin.client.get::<Vec<Key>>(path).await.unwrap(), std::slice::from_ref(&key));
 
     assert_eq!(code(bob.client.get::<Vec<Key>>(path).await), ApiCode::Forbidden);
     assert_eq!(code(bob.client.post::<Key>(path, &asked(KEY, &[])).await), ApiCode::Forbidden);

@@ -109,7 +109,8 @@ impl SshDoor {
         let over = tokio::select! {
             biased;
             () = connection.let_in.cancelled() => None,
-            _ = &mut session => Some("login"),
+            // It is gone, and its end must not be asked for again.
+            _ = &mut session => return self.turned_away("login"),
             () = self.stopping.cancelled() => Some("leaving"),
             () = tokio::time::sleep_until(deadline) => Some("slow"),
         };
@@ -118,7 +119,7 @@ impl SshDoor {
             self.turned_away(why);
             cut.cancel();
             // Its socket fails from now on.
-            let _ = timeout(LAST_WORD, &mut session).await;
+            let _ = timeout(LAST_WORD, session).await;
             return;
         }
         let ended = self.serve(&mut session, &connection).await;

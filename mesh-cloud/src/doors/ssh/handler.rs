@@ -29,6 +29,8 @@ use crate::{doors::destination::Destination, flow::Opened, route::Request, state
 const JUMP_ONLY: &str = "this is a jump host and has no shell, no commands and no files of its own: name the edge, as in \
                          'ssh -J THIS-HOST USER@EDGE'";
 const TARGETS_ONLY: &str = "a jump host opens connections to edges and nothing else";
+/// Why a key is refused. russh does not say that it came with a certificate whose time was over.
+const UNKNOWN: &str = "the key is not registered for a user, and came without a certificate or with one that has ended";
 
 /// The part of a connection that russh calls.
 pub(super) struct Visit {
@@ -49,7 +51,7 @@ impl Handler for Visit {
     async fn auth_publickey(&mut self, _: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
         let state = self.state().await;
         let holder = who::line(key.public_key.key_data()).and_then(|line| state.key_holder(&line));
-        let admitted = holder.ok_or_else(|| "the key is not registered for a user".to_owned()).map(|holder| Admitted {
+        let admitted = holder.ok_or_else(|| UNKNOWN.to_owned()).map(|holder| Admitted {
             principal: holder.principal,
             credential: holder.key,
             not_after: None,
