@@ -7,7 +7,8 @@
 //! - What is not read may hold the window for answers, without which the target may not read either. When nothing goes
 //!   on in either direction, the socket is read all the same until something does.
 //! - Other channels wait as well. While there are some, a channel may have more waiting, and is broken off when its
-//!   target takes nothing at all for a while.
+//!   target takes nothing at all for a while. A request for another channel may itself be in what is not read: so a
+//!   channel alone gets more room in steps, up to the same bound, each more than a client can have under way.
 
 use std::{
     convert::Infallible,
@@ -36,6 +37,9 @@ const ENDLESS: usize = 64 * 1024 * 1024;
 const STUCK: Duration = Duration::from_millis(50);
 /// How long a target may take nothing while other channels wait for it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same while no other channel is known, until the next step; and the step in bytes, twice a channel's window.
+const PROBE: Duration = Duration::from_secs(3);
+const STEP: usize = 4 * 1024 * 1024;
 
 /// Whether a socket is read.
 #[derive(Debug, Default)]
@@ -49,6 +53,8 @@ struct Inner {
     closed: bool,
     /// Open whatever waits, until something goes on.
     forced: bool,
+    /// Bytes beyond [`LANE`] that a channel alone may have waiting by now.
+    beyond: usize,
     reader: Option<Waker>,
 }
 
@@ -78,6 +84,16 @@ impl Gate {
             reader.wake();
         }
     }
+
+    /// Gives a channel that is alone a step more room, or takes all steps back.
+    fn room(&self, more: bool) {
+        let mut inner = self.inner.lock();
+        inner.beyond = if more { (inner.beyond + STEP).min(LONG_LANE - LANE) } else { 0 };
+    }
+
+    fn alone(&self) -> usize {
+        LANE + self.inner.lock().beyond
+    }
 }
 
 impl Connection {
@@ -97,7 +113,11 @@ impl Connection {
         let others = lanes.len() > 1;
         let (waiting, lane) = lanes.values().map(|lane| (lane.waiting(), lane)).max_by_key(|(waiting, _)| *waiting)?;
         let all: usize = lanes.values().map(|lane| lane.waiting()).sum();
-        let most = if others && all <= LANES { LONG_LANE } else { LANE };
+        let most = match others {
+            true if all <= LANES => LONG_LANE,
+            true => LANE,
+            false => self.gate.alone(),
+        };
         (waiting > most).then(|| (Arc::clone(lane), others))
     }
 
@@ -125,11 +145,15 @@ impl Connection {
                 let now = self.replies();
                 if lane.taken() != taken {
                     since = Instant::now();
+                    self.gate.room(false);
                 } else if replies.0 && now.0 && now.1 == replies.1 {
                     self.look_for_window(now.1).await;
                 } else if others && since.elapsed() >= PATIENCE {
                     let why = "the target takes nothing, and other channels of the connection wait for it";
                     lane.break_off(ResetCode::Stalled, why);
+                } else if !others && since.elapsed() >= PROBE {
+                    since = Instant::now();
+                    self.gate.room(true);
                 }
             }
             self.gate.open(false);
