@@ -77,7 +77,7 @@ pub(crate) async fn a_user_gets_a_certificate_and_loses_it(kind: Kind) {
 
 /// A shard's host certificate holds for its names, and never for those of control.
 pub(crate) async fn a_shard_gets_a_host_certificate(kind: Kind) {
-    let world = World::with(kind, |config| config.names = vec!["control.test".into()]).await;
+    let world = World::with(kind, |config| config.names = vec!["127.0.0.1".into(), "control.test".into()]).await;
     let shard = world.member(TokenKind::Shard, "s1").await;
     let sign = async |names: &[&str]| {
         let names = names.iter().map(ToString::to_string).collect();
