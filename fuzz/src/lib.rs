@@ -14,10 +14,11 @@ mod wire;
 
 pub use api::{api, ring, rule};
 pub use certificate::{certificate, client_hello, csr, pem};
-pub use door::{authorization, http_screen, socks5};
+pub use door::{authorization, http_screen, socks5, socks5_datagram};
 pub use egress::{book, egress_head, egress_packets};
 pub use ssh::{ssh_certificate, ssh_key};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
+pub use wire::datagrams;
 pub use wire::{answer, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
 
 /// A parser by its name.
@@ -33,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     ("client_hello", client_hello),
     ("config", config),
     ("csr", csr),
+    ("datagrams", datagrams),
     ("edge_to_shard", edge_to_shard),
     ("egress_head", egress_head),
     ("egress_packets", egress_packets),
@@ -50,6 +52,7 @@ pub const TARGETS: &[Target] = &[
     ("shard_to_edge", shard_to_edge),
     ("shard_to_shard", shard_to_shard),
     ("socks5", socks5),
+    ("socks5_datagram", socks5_datagram),
     ("ssh_certificate", ssh_certificate),
     ("ssh_key", ssh_key),
     ("target", target),

@@ -135,3 +135,19 @@ fn take_all(stream: &[u8], max: usize, piece: usize) -> Taken {
     }
     (bodies, buffer.freeze(), None)
 }
+
+/// Datagrams of a flow, as one that is tagged and as a stream of them.
+pub fn datagrams(data: &[u8]) {
+    use bytes::{Bytes, BytesMut};
+    use proto::datagram::{LENGTH, MAX_PAYLOAD, framed, tagged, take, untag};
+    if let Some((flow, payload)) = untag(Bytes::copy_from_slice(data)) {
+        assert_eq!(untag(tagged(flow, &payload)), Some((flow, payload)), "it does not go round");
+    }
+    let (mut stream, mut read) = (BytesMut::from(data), 0);
+    while let Ok(Some(payload)) = take(&mut stream) {
+        assert!(payload.len() <= MAX_PAYLOAD);
+        assert_eq!(framed(&payload), data[read..read + LENGTH + payload.len()], "it is not what was there");
+        read += LENGTH + payload.len();
+    }
+    assert_eq!(stream, data[read..], "bytes are lost");
+}

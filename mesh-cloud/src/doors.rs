@@ -11,7 +11,6 @@ use tokio::{
 
 use crate::metrics::Metrics;
 
-mod destination;
 pub mod egress;
 pub mod http;
 pub mod https;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use proto::{
     code::{Fault, RefuseCode},
     principal::Principal,
+    proxy::destination::Destination,
     stream::Refusal,
     target::{HostPort, Target},
 };
@@ -23,7 +24,7 @@ use super::{
     lane::{ChannelEnd, Lane},
     who::{self, Facts},
 };
-use crate::{doors::destination::Destination, flow::Opened, route::Request, state::MeshState};
+use crate::{flow::Opened, route::Request, state::MeshState};
 
 /// Why a session is refused.
 const JUMP_ONLY: &str = "this is a jump host and has no shell, no commands and no files of its own: name the edge, as in \
@@ -270,7 +271,7 @@ fn target(asked: &Asked, domain: &str, state: &MeshState) -> Result<Target, Refu
     let port = u16::try_from(asked.port).ok().filter(|port| *port != 0);
     let port = port.ok_or_else(|| wrong(format!("{} is no port", asked.port)))?;
     let Some((edge, host)) = asked.host.split_once('/') else {
-        return Destination { host: asked.host.clone(), port }.target(domain, state);
+        return Destination { host: asked.host.clone(), port }.target(domain, |edge| state.edges.contains_key(edge));
     };
     let edge = edge.to_ascii_lowercase();
     let edge = edge.strip_suffix(domain).and_then(|e| e.strip_suffix('.')).unwrap_or(&edge);
