@@ -4,8 +4,8 @@
 
 mod apiserver;
 mod carriers;
-mod doors;
 mod diagnosis;
+mod doors;
 mod fake;
 mod flows;
 mod identity;
