@@ -13,7 +13,7 @@ mod fleet;
 mod tools;
 
 use tools::{
-    balance, check, edges, get, hop, hostile, kill, load, outage, ports, probes, rolling, scale_out, serve, storm,
+    balance, check, edges, get, hop, hostile, kill, link, load, outage, ports, probes, rolling, scale_out, serve, storm,
 };
 
 /// Services, load and bad manners, for trying out a mesh.
@@ -94,6 +94,9 @@ enum Command {
     Probes(probes::ProbesArgs),
     /// Runs many edges in this one process until it is told to stop
     Edges(edges::EdgesArgs),
+    /// Emulates a link between two network namespaces: delay, loss, rate, queue and more
+    #[command(subcommand)]
+    Link(link::LinkCommand),
     #[command(flatten)]
     Proof(Proof),
 }
@@ -154,6 +157,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Garbage(args) => hostile::garbage(args).await?,
         Command::Probes(args) => probes::run(args).await?,
         Command::Edges(args) => edges::run(args).await?,
+        Command::Link(command) => link::run(command).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ pub(crate) mod get;
 pub(crate) mod hop;
 pub(crate) mod hostile;
 pub(crate) mod kill;
+pub(crate) mod link;
 pub(crate) mod load;
 pub(crate) mod outage;
 pub(crate) mod ports;
