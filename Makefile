@@ -4,17 +4,17 @@
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/causeway/target
 export CAUSEWAY_BIN ?= $(CARGO_TARGET_DIR)/debug
 
-PROGRAMS := -p control -p mesh-cloud -p mesh-edge -p meshctl -p loadtest
 # How many random worlds the simulation runs through (SEED=7 replays one), and how long each parser is fuzzed for.
 SEEDS ?= 100
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test e2e e2e-kube lint deploy-check fmt bench doc ci fuzz sim static build
+.PHONY: help demo test e2e e2e-kube lab lint deploy-check fmt bench doc ci fuzz sim static build
 
 help:
 	@echo 'make demo    a whole mesh on loopback shows what it does, and ends by itself'
 	@echo 'make test    unit, simulation and socket tests, and those with a real PostgreSQL'
 	@echo 'make e2e     real OpenSSH, nginx, curl, PostgreSQL, rsync and namespaces; some of it takes root'
+	@echo 'make lab     bad networks: loss, NAT, roaming, black holes, captive proxies; STORY=loss runs one; takes root'
 	@echo 'make e2e-kube   every verb of kubectl on a real Kubernetes in namespaces; takes root, and Go once to build it;'
 	@echo '                QUICK=1 leaves out what takes long'
 	@echo 'make lint    formatting, clippy, crate walls and licences, shell scripts;   make fmt formats'
@@ -27,7 +27,7 @@ help:
 
 build:
 	@scripts/need cargo cc
-	@cargo build --bins $(PROGRAMS)
+	@cargo build --workspace --bins
 
 demo: build
 	@demo/run
@@ -39,6 +39,9 @@ test:
 e2e: build
 	@e2e/run $(STORIES)
 
+lab: build
+	@e2e/run $(if $(STORY),lab/$(STORY),lab carrier)
+
 e2e-kube: build
 	@e2e/run kube
 
@@ -47,7 +50,7 @@ lint:
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@"$$(scripts/need-cargo-deny)" --log-level error check bans licenses sources
-	@shellcheck -x scripts/need scripts/need-cargo-deny scripts/mesh.sh scripts/with-postgres scripts/check-docs \
+	@shellcheck -x scripts/need scripts/need-cargo-deny scripts/mesh.sh e2e/lab.sh scripts/with-postgres scripts/check-docs \
 		scripts/static scripts/bench scripts/fuzz scripts/kube-binaries scripts/check-deploy demo/run e2e/run e2e/lib.sh e2e/*/*.sh \
 		e2e/kube/lib/answer .ci/run
 
@@ -73,7 +76,7 @@ static:
 
 bench:
 	@scripts/need cargo cc
-	@cargo build --release --bins $(PROGRAMS)
+	@cargo build --release --workspace --bins
 	@CAUSEWAY_BIN=$(CARGO_TARGET_DIR)/release scripts/bench
 
 ci: lint deploy-check doc test e2e demo

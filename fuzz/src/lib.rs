@@ -16,7 +16,7 @@ pub use certificate::{certificate, client_hello, csr, pem};
 pub use door::{authorization, http_screen, socks5};
 pub use egress::{book, egress_head, egress_packets};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
-pub use wire::{answer, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
+pub use wire::{answer, connection_id, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
 
 /// A parser by its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -30,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     ("certificate", certificate),
     ("client_hello", client_hello),
     ("config", config),
+    ("connection_id", connection_id),
     ("csr", csr),
     ("edge_to_shard", edge_to_shard),
     ("egress_head", egress_head),

@@ -118,7 +118,12 @@ pub struct Bottleneck<T> {
     last_arrival: u64,
 }
 
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times and sizes")]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "times and sizes"
+)]
 impl<T> Bottleneck<T> {
     /// An empty one.
     #[must_use]

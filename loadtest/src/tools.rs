@@ -7,6 +7,7 @@ pub(crate) mod figures;
 pub(crate) mod get;
 pub(crate) mod hop;
 pub(crate) mod hostile;
+pub(crate) mod keys;
 pub(crate) mod kill;
 pub(crate) mod link;
 pub(crate) mod load;

@@ -13,13 +13,16 @@ use runtime::{
     identity::{Credentials, IdentityDir},
     link::{
         LinkEnd,
+        buffers::UdpBuffers,
         quic::{self, Dialer, LinkLimits},
         tcp::TcpDialer,
+        whereabouts,
     },
     shutdown::Tasks,
     tls::{self, LiveIdentity, MeshVerifier, TrustBundle},
 };
 use tokio::sync::{mpsc, watch};
+use tracing::warn;
 
 use crate::{
     config::EdgeConfig,
@@ -162,6 +165,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
     )?;
     let metrics = Arc::new(Metrics::new(&registry)?);
     metrics.congestion_is(config.limits.congestion);
+    let whereabouts = ways.whereabouts();
     let (dice, ways) = (Dice::new(rng), Arc::new(Mutex::new(ways)));
     let (renewed, answers) = mpsc::channel(1);
     let (phase_sender, phase) = watch::channel(Phase::Starting);
@@ -177,6 +181,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
             renewed,
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
+            whereabouts,
             dice: dice.clone(),
         },
         dice: dice.clone(),
@@ -231,7 +236,8 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
         config.shards = enrol::ask_for_shards(&dir, &identity, &bundle).await?;
     }
     let limits = config.link_limits();
-    let mut ways = Ways::from(Dialer::new(client_config(&identity, &bundle, &limits)?, &limits));
+    let mut ways = Ways::from(Dialer::new(client_config(&identity, &bundle, &limits)?, &limits))
+        .with_whereabouts(whereabouts::watch(&tasks));
     if config.carriers.tcp {
         let tcp = TcpDialer::new(client_tls(&identity, &bundle)?, &limits);
         ways = ways.with_tcp(tcp, Proxies::new(&config.proxy)?, config.carriers.head_start);
@@ -250,6 +256,11 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
         store: Some(dir),
     };
     let mut edge = start_with(parts, tasks.clone())?;
+    let buffers = UdpBuffers::granted()?;
+    edge.metrics.udp_buffers_are(buffers);
+    if let Some(advice) = buffers.advice() {
+        warn!("{advice}");
+    }
     let bound = admin::serve(address, registry, edge.ready.clone(), &tasks)
         .await
         .with_context(|| format!("cannot serve admin on {address}; set `admin` to a free address"))?;

@@ -6,16 +6,17 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use runtime::link::{
-    Carrier, EndCause, Link, LinkEnd,
+    Carrier, EndCause, Link, LinkEnd, address_towards,
     quic::{Dialer, LinkLimits},
     tcp::{TcpDialer, proxy::Proxy},
+    whereabouts::Whereabouts,
 };
 use tokio::time::timeout;
 use tracing::{debug, info};
@@ -82,23 +83,12 @@ impl Memory {
     }
 }
 
-/// The address of this host from which a packet to this peer would go.
-fn network(peer: SocketAddr) -> Option<IpAddr> {
-    let any = match peer {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let socket = UdpSocket::bind(any).ok()?;
-    // Nothing is sent by this.
-    socket.connect(peer).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
 /// Everything that dials.
 #[derive(Clone, Debug)]
 pub struct Ways {
     quic: Dialer,
     tcp: Option<TcpWay>,
+    whereabouts: Option<Whereabouts>,
 }
 
 #[derive(Clone, Debug)]
@@ -112,7 +102,7 @@ struct TcpWay {
 impl From<Dialer> for Ways {
     /// QUIC alone.
     fn from(quic: Dialer) -> Self {
-        Self { quic, tcp: None }
+        Self { quic, tcp: None, whereabouts: None }
     }
 }
 
@@ -121,14 +111,26 @@ impl Ways {
     #[must_use]
     pub fn with_tcp(self, dialer: TcpDialer, proxies: Proxies, head_start: Duration) -> Self {
         let tcp = TcpWay { dialer, proxies, head_start, memory: Arc::default() };
-        Self { quic: self.quic.impatient(), tcp: Some(tcp) }
+        Self { quic: self.quic.impatient(), tcp: Some(tcp), ..self }
+    }
+
+    /// The same, with tunnels that hear when this host's addresses change.
+    #[must_use]
+    pub fn with_whereabouts(self, whereabouts: Whereabouts) -> Self {
+        Self { whereabouts: Some(whereabouts), ..self }
+    }
+
+    /// When this host's addresses change, if anybody watches.
+    #[must_use]
+    pub fn whereabouts(&self) -> Option<Whereabouts> {
+        self.whereabouts.clone()
     }
 
     /// The same ways with another identity or other roots.
     #[must_use]
     pub fn with_config(&self, quic: quinn::ClientConfig, tls: rustls::ClientConfig, limits: &LinkLimits) -> Self {
         let tcp = self.tcp.clone().map(|tcp| TcpWay { dialer: TcpDialer::new(tls, limits), ..tcp });
-        Self { quic: self.quic.with_config(quic), tcp }
+        Self { quic: self.quic.with_config(quic), tcp, whereabouts: self.whereabouts.clone() }
     }
 
     /// Whether there is another carrier than QUIC.
@@ -212,7 +214,7 @@ struct Dial<'a> {
 impl Dial<'_> {
     async fn race(&self) -> Result<Link, LinkEnd> {
         let Some(tcp) = &self.ways.tcp else { return self.quic().await };
-        let last = network(self.peer).and_then(|network| tcp.memory.lock().0.get(&network).copied());
+        let last = address_towards(self.peer).and_then(|network| tcp.memory.lock().0.get(&network).copied());
         let link = match last {
             Some(Carrier::Tcp) => self.tcp_first(tcp.head_start).await?,
             Some(Carrier::Quic) | None => self.quic_first(tcp.head_start).await?,
@@ -222,7 +224,7 @@ impl Dial<'_> {
     }
 
     fn remember(&self, link: &Link) {
-        if let (Some(tcp), Some(network)) = (&self.ways.tcp, network(self.peer)) {
+        if let (Some(tcp), Some(network)) = (&self.ways.tcp, address_towards(self.peer)) {
             tcp.memory.lock().note(network, link.carrier());
         }
     }

@@ -9,6 +9,7 @@ pub mod api;
 pub mod backoff;
 pub mod book;
 pub mod code;
+pub mod connection_id;
 pub mod frame;
 pub mod hostname;
 pub mod id;

@@ -16,6 +16,7 @@ use tokio::io::ReadBuf;
 
 use super::{
     LinkEnd,
+    priority::{QuicSender, Room},
     tcp::{Receiver, Sender},
 };
 
@@ -29,8 +30,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub(super) fn over_quic((send, recv): (quinn::SendStream, quinn::RecvStream), pressure: Arc<Pressure>) -> Self {
-        Self::new(SendWay::Quic(send), RecvWay::Quic(recv), pressure)
+    pub(super) fn over_quic(
+        (send, recv): (quinn::SendStream, quinn::RecvStream),
+        room: &Arc<Room>,
+        pressure: Arc<Pressure>,
+    ) -> Self {
+        Self::new(SendWay::Quic(QuicSender::new(send, Arc::clone(room))), RecvWay::Quic(recv), pressure)
     }
 
     pub(super) fn over_tcp((send, recv): (Sender, Receiver), pressure: Arc<Pressure>) -> Self {
@@ -88,7 +93,7 @@ pub struct SendHalf {
 
 #[derive(Debug)]
 enum SendWay {
-    Quic(quinn::SendStream),
+    Quic(QuicSender),
     Tcp(Sender),
 }
 
@@ -100,7 +105,7 @@ impl SendHalf {
     /// If the peer no longer reads, or the link ended.
     pub async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
         match &mut self.way {
-            SendWay::Quic(send) => Ok(send.write_all_chunks(chunks).await?),
+            SendWay::Quic(send) => Ok(send.write(chunks).await?),
             SendWay::Tcp(send) => send.write(chunks).await,
         }
     }
@@ -111,23 +116,29 @@ impl SendHalf {
     /// As [`SendHalf::write`].
     pub async fn write_one(&mut self, chunk: Bytes) -> Result<(), StreamError> {
         match &mut self.way {
-            SendWay::Quic(send) => Ok(send.write_chunk(chunk).await?),
+            SendWay::Quic(send) => Ok(send.write(&mut [chunk]).await?),
             SendWay::Tcp(send) => send.write(&mut [chunk]).await,
         }
     }
 
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, StreamError>> {
         match &mut self.way {
-            SendWay::Quic(send) => Pin::new(send).poll_write(cx, data).map_err(StreamError::from),
+            SendWay::Quic(send) => {
+                let sent = Pin::new(&mut send.stream).poll_write(cx, data).map_err(StreamError::from);
+                if let Poll::Ready(Ok(bytes)) = sent {
+                    send.weigh(bytes);
+                }
+                sent
+            }
             SendWay::Tcp(send) => send.poll_write(cx, &mut Bytes::copy_from_slice(data)),
         }
     }
 
-    /// Sends what is written here before what is written on other streams of the link, however many there are.
-    pub fn go_first(&self) {
-        match &self.way {
-            // An error means that it has ended.
-            SendWay::Quic(send) => drop(send.set_priority(i32::MAX)),
+    /// Sends what is written here before what is written on other streams of the link, however many there are. Streams
+    /// that say little go ahead of those that move much by themselves, and behind this.
+    pub fn go_first(&mut self) {
+        match &mut self.way {
+            SendWay::Quic(send) => send.go_first(),
             SendWay::Tcp(send) => send.go_first(),
         }
     }
@@ -137,7 +148,7 @@ impl SendHalf {
         self.ended = true;
         match &mut self.way {
             // An error means that the peer stopped reading or that the link ended: `delivered` tells.
-            SendWay::Quic(send) => drop(send.finish()),
+            SendWay::Quic(send) => drop(send.stream.finish()),
             SendWay::Tcp(send) => send.finish(),
         }
     }
@@ -151,7 +162,7 @@ impl SendHalf {
         self.ended = true;
         match &mut self.way {
             // An error means that it had ended before.
-            SendWay::Quic(send) => drop(send.reset(code.number().into())),
+            SendWay::Quic(send) => drop(send.stream.reset(code.number().into())),
             SendWay::Tcp(send) => send.reset(code),
         }
     }
@@ -162,7 +173,7 @@ impl SendHalf {
     /// If the peer stopped reading, or the link ended before.
     pub async fn delivered(&self) -> Result<(), StreamError> {
         let send = match &self.way {
-            SendWay::Quic(send) => send,
+            SendWay::Quic(send) => &send.stream,
             SendWay::Tcp(send) => return send.delivered().await,
         };
         match send.stopped().await {
@@ -177,7 +188,7 @@ impl SendHalf {
     /// Never returns while the peer reads. The future holds no borrow of the half.
     pub fn refused(&self) -> impl Future<Output = StreamError> + Send + 'static + use<> {
         let (quic, tcp) = match &self.way {
-            SendWay::Quic(send) => (Some(send.stopped()), None),
+            SendWay::Quic(send) => (Some(send.stream.stopped()), None),
             SendWay::Tcp(send) => (None, Some(send.refused())),
         };
         async move {

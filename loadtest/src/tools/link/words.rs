@@ -99,7 +99,12 @@ impl Change {
     }
 }
 
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sizes of queues")]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sizes of queues"
+)]
 fn product(link: Conditions, products: f64) -> Result<u64, String> {
     if !link.rate.is_finite() {
         return Err("a queue in bandwidth-delay products takes a rate".into());
@@ -117,7 +122,12 @@ fn number(text: &str) -> Option<f64> {
 }
 
 /// `20ms`, `1.5s`, `300us`, in nanoseconds.
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most an hour")]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "at most an hour"
+)]
 fn time(text: &str) -> Option<u64> {
     let (text, unit) = if let Some(ms) = text.strip_suffix("ms") {
         (ms, MILLI)
@@ -176,7 +186,8 @@ mod tests {
 
     #[test]
     fn an_order_says_what_the_link_is_like() {
-        let link = after("both delay=100ms jitter=300us loss=5% burst=3 rate=20mbit queue=1bdp reorder=0.01,5ms").unwrap();
+        let link =
+            after("both delay=100ms jitter=300us loss=5% burst=3 rate=20mbit queue=1bdp reorder=0.01,5ms").unwrap();
         let wanted = Conditions {
             rate: 20e6,
             delay: 100 * MILLI,
@@ -197,8 +208,22 @@ mod tests {
     #[test]
     fn what_is_not_understood_changes_nothing() {
         for wrong in [
-            "", "c delay=1ms", "a delay", "a delay=1", "a loss=101%", "a loss=-1", "a rate=0mbit", "a rate=5", "a burst=0",
-            "a speed=1", "a queue=1bdp", "a policer=1mbit", "a mtu=x", "a delay=1e99s", "a loss=NaN", "a reorder=1",
+            "",
+            "c delay=1ms",
+            "a delay",
+            "a delay=1",
+            "a loss=101%",
+            "a loss=-1",
+            "a rate=0mbit",
+            "a rate=5",
+            "a burst=0",
+            "a speed=1",
+            "a queue=1bdp",
+            "a policer=1mbit",
+            "a mtu=x",
+            "a delay=1e99s",
+            "a loss=NaN",
+            "a reorder=1",
         ] {
             assert!(after(wrong).is_err(), "{wrong}");
         }
