@@ -83,9 +83,9 @@ internet_forget() { mesh-loadtest link tell --socket "$dir/link" forget > /dev/n
 # rules TABLE: replaces a table of the router's firewall by what comes from standard input.
 rules() {
   {
-    echo "table ip $1"
-    echo "delete table ip $1"
-    echo "table ip $1 {"
+    echo "table ip lab_$1"
+    echo "delete table ip lab_$1"
+    echo "table ip lab_$1 {"
     cat
     echo "}"
   } | in_router nft -f -
@@ -172,7 +172,7 @@ site_tricks() {
   wait_for 10 grep -q ready "$dir/log/tricks.out"
 }
 # One small stream to the site and back, through the door `echo`.
-echoes() { timeout 1 mesh-loadtest echo --connect "$host:${at[echo]}" --say echo --bytes 100 > /dev/null; }
+echoes() { timeout 0.5 mesh-loadtest echo --connect "$host:${at[echo]}" --say echo --bytes 100 > /dev/null; }
 
 # site_sshd: OpenSSH's server at the site, at[sshd], with keys for it; ssh_config is for this side, $dir/ssh_config.
 site_sshd() {

@@ -11,6 +11,7 @@ shard
 site_tricks
 site_edge shop-1 echo tcp "127.0.0.1:${at[tricks]}" -- '[carriers]' 'tcp = false'
 allow door/echo service/echo
+allow group/admin 'edge/*' '*'
 start_site_edge shop-1
 wait_for 20 site_edge_ready shop-1
 ok

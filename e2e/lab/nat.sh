@@ -11,6 +11,7 @@ shard
 site_tricks
 site_edge shop-1 echo tcp "127.0.0.1:${at[tricks]}"
 allow door/echo service/echo
+allow group/admin 'edge/*' '*'
 ok
 
 for kind in full address port symmetric; do

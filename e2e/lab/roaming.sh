@@ -9,7 +9,7 @@ control
 shard
 site_sshd
 site_edge shop-1 ssh ssh "127.0.0.1:${at[sshd]}" -- '[carriers]' 'tcp = false'
-allow group/admin 'edge/shop-*' "${at[sshd]}"
+allow group/admin 'edge/*' '*'
 start_site_edge shop-1
 wait_for 20 site_edge_ready shop-1
 config=(-F "$dir/ssh_config")
