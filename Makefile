@@ -16,7 +16,7 @@ help:
 	@echo 'make e2e     real OpenSSH, nginx, curl, PostgreSQL, rsync and namespaces; some of it takes root'
 	@echo 'make lab     bad networks: loss, NAT, roaming, black holes, captive proxies; STORY=loss runs one; takes root'
 	@echo 'make e2e-kube   every verb of kubectl on a real Kubernetes in namespaces; takes root, and Go once to build it;'
-	@echo '                QUICK=1 leaves out what takes long'
+	@echo '                QUICK=1 leaves out what takes long, as .ci/run does'
 	@echo 'make lint    formatting, clippy, crate walls and licences, shell scripts;   make fmt formats'
 	@echo 'make deploy-check   chart, manifests, alerts and dashboard; takes Go once to build helm, and promtool'
 	@echo 'make doc     the API documentation, and whether what the documents link to and call is there'

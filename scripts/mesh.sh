@@ -30,11 +30,11 @@ since() {
   if ((ms < 1000)); then echo "$ms ms"; else printf '%d.%02d s\n' $((ms / 1000)) $((ms % 1000 / 10)); fi
 }
 
-# wait_for SECONDS COMMAND...: until the command succeeds.
+# wait_for SECONDS COMMAND...: until the command succeeds; CAUSEWAY_PATIENCE times as long, where much else goes on.
 wait_for() {
   local seconds=$1 until
   shift
-  until=$(($(now) + seconds * 1000))
+  until=$(($(now) + seconds * 1000 * ${CAUSEWAY_PATIENCE:-1}))
   until "$@" > /dev/null 2>&1; do
     if (($(now) > until)); then
       echo "waited $seconds s in vain for: $*" >&2
@@ -152,6 +152,15 @@ tcp_doors=()
 door() {
   port "$1"
   tcp_doors+=("[[doors.tcp]]" "name = '$1'" "listen = '$host:${at[$1]}'" "target = '$2'")
+}
+
+# udp_door NAME TARGET [LINE...]: the same for UDP, with more lines of configuration. One of the name of a door that is
+# there has the same port number.
+udp_door() {
+  local name=$1 target=$2
+  shift 2
+  [[ -n ${at[$name]:-} ]] || port "$name"
+  tcp_doors+=("[[doors.udp]]" "name = '$name'" "listen = '$host:${at[$name]}'" "target = '$target'" "$@")
 }
 
 # shard [LINE...]: enrols shard-1 and starts it; the first start chooses the ports: at[shard.mesh], at[shard.http] ...

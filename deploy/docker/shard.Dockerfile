@@ -10,4 +10,6 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 # glibc and nothing else: no shell, no package manager.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /out/ /usr/local/bin/
+# Edges, people's tools and other shards; edges in networks without UDP.
+EXPOSE 7400/udp 7400/tcp
 ENTRYPOINT ["mesh-cloud"]

@@ -3,8 +3,9 @@
 #
 # EGRESS says by which ways the verbs are tried: `none` (a direct route, to compare with), `uds`, `tcp`; `uds tcp` if
 # it says nothing. With QUICK=1, for a machine that has more to do, one shard is tried by the last way and three by the
-# first, large files go once, and crowds are smaller.
-# PARTS says what of it, in this order: `verbs crowd shards drain trouble holes scaling`; all if it says nothing.
+# first, files and crowds are smaller, and times are printed and not compared with what is promised.
+# PARTS says what of it, in this order: `verbs crowd shards drain trouble holes scaling`; all if it says nothing, and with
+# QUICK=1 all but `scaling`.
 # It takes root, about 3 GiB of memory, and the programs that scripts/kube-binaries names.
 set -euo pipefail
 
@@ -55,6 +56,8 @@ PATH=$KUBE_BIN:$PATH
 shopt -s inherit_errexit
 # There are many logs.
 : "${CAUSEWAY_TAIL:=3}"
+# A cluster has the machine busy by itself. What is promised is measured, and not waited for.
+: "${CAUSEWAY_PATIENCE:=4}"
 # shellcheck disable=SC2034 # read in lib/node.sh
 for cni in /usr/lib/cni /opt/cni/bin; do [[ ! -x $cni/ptp ]] || break; done
 
@@ -72,7 +75,11 @@ clean_up() { [[ $$ != 1 ]] || kill -KILL -1; }
 mount --bind "$dir/hosts" /etc/hosts
 
 read -ra ways <<< "${EGRESS:-uds tcp}"
-wants() { [[ " ${PARTS:-verbs crowd shards drain trouble holes scaling} " == *" $1 "* ]]; }
+parts=${PARTS:-verbs crowd shards drain trouble holes}
+if [[ -z ${PARTS:-}${QUICK:-} ]]; then parts+=' scaling'; fi
+wants() { [[ " $parts " == *" $1 "* ]]; }
+# bound GOT LIMIT WHAT: a time that is promised. A machine that has more to do breaks it, so that QUICK only prints it.
+bound() { [[ -n ${QUICK:-} ]] || below "$@"; }
 # usually VALUE QUICK-VALUE
 usually() { if [[ -z ${QUICK:-} ]]; then echo "$1"; else echo "$2"; fi; }
 
@@ -114,16 +121,17 @@ words=$(refused k logs pod-1 -c main --tail=1)
 has "$words" node-1
 ok "$(tail -n 1 <<< "$words")"
 
-# verbs WAY N MB-CP MB-FORWARD: all of them at node-N.
+# verbs WAY N MB-CP MB-FORWARD [TRANSPORT...]: all of them at node-N, over WebSocket and over SPDY if none is named.
 verbs() {
-  local way words cp=$3 forward=$4
+  local way words cp=$3 forward=$4 transports=("${@:5}")
+  if [[ ${#transports[@]} == 0 ]]; then transports=(websocket spdy); fi
   step "$1: logs, 20,000 lines by hash"
   verb_logs "$2"
   ok
   step "$1: logs -f, 5,000 lines said while it looks"
   verb_follow "$2"
   ok
-  for way in websocket spdy; do
+  for way in "${transports[@]}"; do
     step "$1: exec over $way: output, exit codes, 10 MB of standard input there and back, a terminal"
     over "$way" verb_exec "$2"
     over "$way" verb_exit_codes "$2"
@@ -134,7 +142,6 @@ verbs() {
     over "$way" verb_attach "$2"
     ok
     step "$1: cp over $way"
-    if [[ -n ${QUICK:-} && $way == spdy ]]; then cp=10 forward=100; fi
     words=$(over "$way" verb_cp "$2" "$cp")
     ok "$words"
     step "$1: port-forward over $way"
@@ -168,7 +175,7 @@ apiserver direct "$direct" 6443 --kubelet-preferred-address-types InternalIP
 ok
 
 verbs_by() {
-  verbs "$1" 1 100 1000
+  if [[ -z ${QUICK:-} ]]; then verbs "$1" 1 100 1000; else verbs "$1" 1 10 100 websocket; fi
   verbs_of_services "$1" 1
   if [[ $1 == direct ]]; then return; fi
   if [[ -z ${QUICK:-} ]]; then
@@ -202,11 +209,11 @@ done
 # median WHAT: of exec by each way, which is to be nearly that by a direct route.
 median() {
   local name names=(direct)
-  step "exec -- true, the median of $(usually 30 15) by each way, $1"
+  step "exec -- true, the median of $(usually 30 5) by each way, $1"
   for name in "${ways[@]}"; do [[ $name == none ]] || names+=("$name"); done
-  words=$(exec_times 1 "$(usually 30 15)" "${names[@]}")
+  words=$(exec_times 1 "$(usually 30 5)" "${names[@]}")
   for name in "${names[@]}"; do
-    below "$(figure "$name" "$words")" "$(awk -v ms="$(figure direct "$words")" 'BEGIN { print ms * 1.1 + 0.1 }')" "exec by $name"
+    bound "$(figure "$name" "$words")" "$(awk -v ms="$(figure direct "$words")" 'BEGIN { print ms * 1.1 + 0.1 }')" "exec by $name"
   done
   ok "$words ms"
 }
@@ -214,21 +221,27 @@ median() {
 if wants crowd; then
   median 'one shard'
 
-  step '200 exec at once'
+  step "$(usually 200 50) exec at once"
   if command -v kube-crowd > /dev/null; then
-    words=$(crowd 1 200)
+    words=$(crowd 1 "$(usually 200 50)")
     ok "$words"
   else
     not_here "$KUBE_BIN has no kube-crowd"
   fi
 
-  step "$(usually 50 20) logs -f, one of whom is stopped"
-  words=$(readers 1 "$(usually 50 20)")
+  step "$(usually 50 10) logs -f, one of whom is stopped"
+  words=$(readers 1 "$(usually 50 10)")
   ok "$words"
 fi
 
 # From here on everything is about the mesh.
 [[ -n ${pid[control]:-} ]] || exit 0
+
+step 'meshctl kube check finds nothing wrong, by the socket and with the certificate of kube-apiserver'
+door_works --door "$dir/egress.sock"
+door_works --door "$here:${at[egress]}" --door-ca "$pki/egress.crt" --door-cert "$pki/egress-client.crt" \
+  --door-key "$pki/egress-client.key"
+ok
 
 if wants shards || wants drain || wants trouble; then
   step 'two more shards, which have all edges then; the apiservers still know the first one only'
@@ -240,7 +253,7 @@ if wants shards; then
   for way in "${ways[@]}"; do
     use "${way/none/direct}"
     if [[ $way == none || -n ${QUICK:-} && $way != "${ways[0]}" ]]; then continue; fi
-    verbs "$way, three shards" 1 10 100
+    if [[ -z ${QUICK:-} ]]; then verbs "$way, three shards" 1 10 100; else verbs "$way, three shards" 1 10 100 spdy; fi
     verbs_of_services "$way, three shards" 1
   done
   [[ -n ${QUICK:-} ]] || median 'three shards'
@@ -250,13 +263,14 @@ if wants drain; then
   step 'a shard is drained, and stopped, while exec, logs -f and port-forward run'
   drained 1
   ok "$words"
-  step 'a shard is stopped while exec, logs -f and port-forward run'
-  terminated 1
-  ok "$words"
+  if [[ -z ${QUICK:-} ]]; then
+    step 'a shard is stopped while exec, logs -f and port-forward run'
+    terminated 1
+    ok "$words"
+  fi
   step 'a shard is killed: the next exec works'
-  # An edge learns it with its next ping, 3 s later at most, and half a second is needed to be sure.
   words=
-  for ((round = 0; round < $(usually 5 1); round++)); do killed 1 4500; done
+  for ((round = 0; round < $(usually 10 1); round++)); do killed 1; done
   ok "after $words"
 fi
 
@@ -273,8 +287,8 @@ if wants trouble; then
 fi
 
 if wants holes; then
-  step "$(usually 10000 480) CONNECTs to a port that swallows everything"
-  words=$(holes 1 "$(usually 10000 480)")
+  step "$(usually 10000 480) CONNECTs to a port that swallows everything, some by TCP and TLS, the others by UDS"
+  words=$(holes 1 "$(usually 480 240)" "$(usually 9520 240)")
   ok "$words"
 fi
 

@@ -13,8 +13,8 @@ mod fleet;
 mod tools;
 
 use tools::{
-    balance, check, edges, get, hop, hostile, keys, kill, link, load, outage, ports, probes, rolling, scale_out, serve,
-    storm,
+    balance, check, dials, edges, get, hop, hostile, keys, kill, link, load, outage, ports, probes, rolling, scale_out,
+    serve, storm,
 };
 
 /// Services, load and bad manners, for trying out a mesh.
@@ -92,6 +92,8 @@ enum Command {
     },
     /// Opens connections, says the same on each, reads nothing, and keeps them until it is told to stop
     Hold(hostile::HoldArgs),
+    /// Sends CONNECTs to an egress door's unix socket and prints how they were answered
+    Dials(dials::DialsArgs),
     /// Sends garbage to TCP and UDP ports
     Garbage(hostile::GarbageArgs),
     /// Opens many streams to the echo of an edge over QUIC, as a user, keeps them busy, and prints how long echoes took
@@ -161,6 +163,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Pull { connect, bytes } => load::pull(&connect, bytes).await?,
         Command::Hold(args) => hostile::hold(args).await?,
+        Command::Dials(args) => dials::run(args).await?,
         Command::Garbage(args) => hostile::garbage(args).await?,
         Command::Probes(args) => probes::run(args).await?,
         Command::Edges(args) => edges::run(args).await?,

@@ -2,6 +2,7 @@
 
 pub(crate) mod balance;
 pub(crate) mod check;
+pub(crate) mod dials;
 pub(crate) mod edges;
 pub(crate) mod figures;
 pub(crate) mod get;

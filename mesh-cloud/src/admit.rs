@@ -14,8 +14,10 @@ use proto::{
 const PING_COST: Duration = Duration::from_micros(46);
 /// Share of a core that keep-alives may take before edges are asked to ping more seldom.
 const PING_SHARE: f64 = 0.15;
-/// Bounds of the period. The longest one still finds a silent death within QUIC's idle time.
-const PING: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(8));
+/// The longest period, unless more is asked for: it still finds a silent death within QUIC's idle time.
+const PING: Duration = Duration::from_secs(8);
+/// Between what the shortest period may be set to.
+const LEAST_PING: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// Most candidates that an edge is told.
 const CANDIDATES: usize = 8;
 
@@ -96,11 +98,13 @@ pub fn candidates(ring: &Ring, me: &ShardId, edge: &EdgeId) -> Vec<Candidate> {
     others.take(CANDIDATES).map(Member::candidate).collect()
 }
 
-/// How often each of so many edges is to ping: so often that keep-alives take no more than their share of a core.
+/// How often each of so many edges is to ping: so often that keep-alives take no more than their share of a core, and
+/// not more often than each `least` (held between 250 ms and 10 s).
 #[must_use]
-pub fn ping_period(edges: usize) -> Duration {
+pub fn ping_period(edges: usize, least: Duration) -> Duration {
     let edges = u32::try_from(edges).unwrap_or(u32::MAX);
-    PING_COST.saturating_mul(edges).div_f64(PING_SHARE).clamp(PING.0, PING.1)
+    let least = least.clamp(LEAST_PING.0, LEAST_PING.1);
+    PING_COST.saturating_mul(edges).div_f64(PING_SHARE).clamp(least, PING.max(least))
 }
 
 #[cfg(test)]
@@ -173,8 +177,11 @@ mod tests {
 
     #[test]
     fn keep_alives_never_take_more_than_their_share() {
-        assert_eq!(ping_period(0), Duration::from_secs(3));
-        assert_eq!(ping_period(20_000).as_millis(), 6133);
-        assert_eq!(ping_period(1_000_000), Duration::from_secs(8));
+        let period = |edges, least| ping_period(edges, Duration::from_millis(least)).as_millis();
+        assert_eq!(period(0, 1500), 1500);
+        assert_eq!(period(4_800, 1500), 1500);
+        assert_eq!(period(20_000, 1500), 6133);
+        assert_eq!(period(1_000_000, 1500), 8000);
+        assert_eq!((period(0, 0), period(0, 9000), period(1_000_000, 60_000)), (250, 9000, 10_000));
     }
 }

@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     str::FromStr,
+    time::Duration,
 };
 
 use proto::{
@@ -115,6 +116,8 @@ pub struct DoorsConfig {
     pub https: Option<SocketAddr>,
     /// Single ports that lead to single targets.
     pub tcp: Vec<TcpDoorConfig>,
+    /// Single UDP ports that lead to single targets.
+    pub udp: Vec<UdpDoorConfig>,
     /// kube-apiserver's way to nodes, pods and services.
     pub egress: EgressConfig,
 }
@@ -128,6 +131,7 @@ impl Default for DoorsConfig {
             http: on(7481),
             https: on(7482),
             tcp: Vec::new(),
+            udp: Vec::new(),
             egress: EgressConfig::default(),
         }
     }
@@ -205,6 +209,41 @@ pub struct TcpDoorConfig {
     pub proxy_protocol: bool,
 }
 
+/// A UDP port that leads to a target.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UdpDoorConfig {
+    /// Its name, for policy: `door/NAME`.
+    pub name: String,
+    /// Where it listens. On a host with several addresses, name the one that answers are to come from.
+    pub listen: SocketAddr,
+    /// Where it leads: `shop-17:53`, `shop-17/10.0.0.5:5060`, `*/dns`.
+    #[serde(deserialize_with = "target")]
+    pub target: Target,
+    /// Seconds of silence after which a flow ends. 60.
+    #[serde(default = "idle_secs")]
+    pub idle_secs: f64,
+    /// Flows at once, one for each address that sends; of more, the one that has been silent for longest ends. 256.
+    #[serde(default = "flows")]
+    pub flows: usize,
+}
+
+impl UdpDoorConfig {
+    /// Silence after which a flow ends; a tenth of a second at least, a day at most.
+    #[must_use]
+    pub fn idle(&self) -> Duration {
+        Duration::try_from_secs_f64(self.idle_secs.clamp(0.1, 86_400.0)).unwrap_or(runtime::flow::IDLE)
+    }
+}
+
+const fn idle_secs() -> f64 {
+    runtime::flow::IDLE.as_secs_f64()
+}
+
+const fn flows() -> usize {
+    256
+}
+
 fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<T, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
@@ -246,6 +285,9 @@ pub struct LimitsConfig {
     pub streams_per_user: usize,
     /// Streams that another shard may have passed on at once. 65,536.
     pub streams_per_peer: u32,
+    /// Least milliseconds between two pings of an edge, 250 to 10,000; with more than 4,800 edges it becomes more by
+    /// itself. Longer ones save an edge's data volume (220 bytes each) and find a killed shard later. 1,500.
+    pub ping_ms: u64,
     /// Who decides how much is sent at once on links: `model`, a model of each path, or `cubic`. `model`.
     pub congestion: Congestion,
 }
@@ -260,6 +302,7 @@ impl Default for LimitsConfig {
             links_per_user: 256,
             streams_per_user: 16_384,
             streams_per_peer: 65_536,
+            ping_ms: 1500,
             congestion: Congestion::default(),
         }
     }

@@ -16,6 +16,7 @@ pub mod http;
 pub mod https;
 pub mod proxy;
 pub mod tcp;
+pub mod udp;
 mod visit;
 
 /// Connections that the kernel holds for a door before it is accepted.

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{live::Lease, metrics::Metrics, session::StreamCount};
 
 pub mod io;
+mod packets;
 pub(crate) mod silence;
 
 use silence::Silence;

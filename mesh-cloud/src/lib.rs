@@ -21,6 +21,7 @@ use runtime::{
     admin::{self, Ready, ReadyPart},
     api::ApiClient,
     clock,
+    flow::port::UdpPort,
     identity::IdentityDir,
     link::{
         buffers::UdpBuffers,
@@ -123,6 +124,8 @@ pub struct Shard {
     pub https: Option<SocketAddr>,
     /// The TCP doors, by name.
     pub tcp: Vec<(String, SocketAddr)>,
+    /// The UDP doors, by name.
+    pub udp: Vec<(String, SocketAddr)>,
     /// The egress door over TCP.
     pub egress: Option<SocketAddr>,
     /// The admin server.
@@ -337,6 +340,7 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         http: None,
         https: None,
         tcp: Vec::new(),
+        udp: Vec::new(),
         egress: None,
         admin: None,
         registry: registry.clone(),
@@ -418,6 +422,15 @@ impl Doors<'_> {
             let (router, door) = (self.router.clone(), tcp.clone());
             let visit = move |v| doors::tcp::visit(v, router.clone(), door.clone());
             shard.tcp.push((tcp.name.clone(), self.run(&tcp.name, tcp.listen, visit)?));
+        }
+        for udp in &doors.udp {
+            let port = UdpPort::bind(udp.listen)
+                .with_context(|| format!("cannot open the {} door on UDP {}", udp.name, udp.listen))?;
+            shard.udp.push((udp.name.clone(), port.local_addr()?));
+            let (router, door) = (self.router.clone(), Arc::new(udp.clone()));
+            let visit = move |visitor| doors::udp::visit(visitor, router.clone(), Arc::clone(&door));
+            let serving = port.run(self.accepting.clone(), self.streams.clone(), udp.flows.max(1), visit);
+            self.accepting.spawn(serving);
         }
         let opening = Opening {
             router: self.router,

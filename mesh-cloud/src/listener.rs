@@ -353,7 +353,7 @@ impl Reception {
             epoch: state.ring.epoch(),
             candidates: candidates(&state.ring, &self.shard, edge),
             unix_ms: clock::unix_millis(),
-            ping: ping_period(self.registry.len()),
+            ping: ping_period(self.registry.len(), Duration::from_millis(self.limits.ping_ms)),
             generation,
         }
     }

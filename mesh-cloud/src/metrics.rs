@@ -5,7 +5,7 @@ use prometheus::{
     exponential_buckets,
 };
 use proto::ring::Ring;
-use runtime::access::AccessRecord;
+use runtime::{access::AccessRecord, flow::Tally};
 
 /// The metrics of a shard.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Metrics {
     pub bytes_up: IntCounter,
     /// Bytes from targets.
     pub bytes_down: IntCounter,
+    /// Datagrams of flows that ended, by `direction`: `up`, `down`, or `dropped` here.
+    pub datagrams: IntCounterVec,
     /// How long targets took to be connected.
     pub open_seconds: Histogram,
     /// Connections on each door.
@@ -116,6 +118,7 @@ impl Metrics {
             stream_ends: counters("stream_ends_total", "Streams that ended.", &["door", "outcome", "code"])?,
             bytes_up: counter("bytes_up_total", "Bytes moved towards targets.")?,
             bytes_down: counter("bytes_down_total", "Bytes moved from targets.")?,
+            datagrams: counters("datagrams_total", "Datagrams of UDP flows that ended.", &["direction"])?,
             open_seconds,
             door_connections: gauges("door_connections", "Connections on each door.", &["door"])?,
             door_refusals: counters("door_refusals_total", "Connections turned away by a door.", &["door", "reason"])?,
@@ -182,6 +185,13 @@ impl Metrics {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of links")]
         let count = count.sum::<f64>().max(0.0) as u64;
         count
+    }
+
+    /// Counts the datagrams of a flow that has ended.
+    pub fn flow_ended(&self, tally: &Tally) {
+        for (direction, count) in [("up", tally.up), ("down", tally.down), ("dropped", tally.dropped)] {
+            self.datagrams.with_label_values(&[direction]).inc_by(count);
+        }
     }
 
     /// Counts a stream that has left its record.

@@ -11,6 +11,7 @@ use proto::{
     stream::{Answer, Open, Refusal},
 };
 use runtime::{
+    flow,
     frames::FrameReader,
     link::{Link, LinkEnd, Stream},
     shutdown::Tasks,
@@ -71,6 +72,7 @@ async fn relay(mut stream: Stream, router: Router, on_behalf: OnBehalf, from: St
     };
     stream.recv.unread(reader.into_rest());
     let passed_on = matches!(on_behalf, OnBehalf::Stated);
+    let datagrams = open.as_ref().is_ok_and(|open| open.datagrams);
     let request = open
         .map_err(|e| Refusal::because(RefuseCode::BadRequest, e.to_string()))
         .and_then(|open| request(open, on_behalf, from));
@@ -86,6 +88,9 @@ async fn relay(mut stream: Stream, router: Router, on_behalf: OnBehalf, from: St
                 if stream.send.write_one(routed).await.is_err() {
                     return;
                 }
+            }
+            if datagrams {
+                return pending.flow(flow::stream::side(stream), None).await;
             }
             return pending.relay(stream).await;
         }
@@ -111,8 +116,12 @@ fn request(open: Open, on_behalf: OnBehalf, from: String) -> Result<(Request, Op
                     Refusal::because(RefuseCode::LimitReached, reason)
                 })
             });
-            let request =
-                Request { credential, trace: open.trace, ..Request::new(principal, from, "link", open.target) };
+            let request = Request {
+                credential,
+                trace: open.trace,
+                datagrams: open.datagrams,
+                ..Request::new(principal, from, "link", open.target)
+            };
             Ok((request, share.transpose()?))
         }
         OnBehalf::Stated => {
@@ -124,6 +133,7 @@ fn request(open: Open, on_behalf: OnBehalf, from: String) -> Result<(Request, Op
                 hops: open.hops,
                 via: open.via,
                 relayed: true,
+                datagrams: open.datagrams,
                 ..Request::new(principal, from, &open.door, open.target)
             };
             Ok((request, None))

@@ -62,6 +62,8 @@ struct Inner {
     me: ShardId,
     dialer: Dialer,
     links: Mutex<BTreeMap<ShardId, Link>>,
+    /// When the links to those ended to whom there is none now.
+    lost: Mutex<BTreeMap<ShardId, Instant>>,
     metrics: Arc<Metrics>,
     /// Those who wait are woken in the order in which they came, so that a simulated run is like the one before.
     news: Notify,
@@ -95,13 +97,21 @@ impl Peers {
     #[must_use]
     pub fn new(me: ShardId, dialer: Dialer, metrics: Arc<Metrics>) -> Self {
         let (news, wanted, wanting) = (Notify::new(), Notify::new(), AtomicUsize::new(0));
-        Self(Arc::new(Inner { me, dialer, links: Mutex::default(), metrics, news, wanted, wanting }))
+        let (links, lost) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { me, dialer, links, lost, metrics, news, wanted, wanting }))
     }
 
     /// Whether there is a link to this shard.
     #[must_use]
     pub fn has(&self, shard: &ShardId) -> bool {
         self.link(shard).is_some()
+    }
+
+    /// When the link to this shard ended, if there was one and is none now.
+    #[must_use]
+    pub fn lost_at(&self, shard: &ShardId) -> Option<Instant> {
+        let link = self.0.links.lock().get(shard).and_then(Link::end).map(|_| Instant::now());
+        link.or_else(|| self.0.lost.lock().get(shard).copied())
     }
 
     /// How many shards there is a link to.
@@ -168,6 +178,7 @@ impl Peers {
                 let lives = alive.contains(shard);
                 if !lives {
                     task.stop();
+                    self.0.lost.lock().remove(shard);
                 }
                 lives
             });
@@ -303,6 +314,7 @@ impl Keeper {
     async fn keep(&mut self, link: &Link) {
         let links = &self.peers.0.links;
         links.lock().insert(self.peer.clone(), link.clone());
+        self.peers.0.lost.lock().remove(&self.peer);
         self.peers.0.news.notify_waiters();
         self.peers.0.metrics.peers.inc();
         let tasks = self.tasks.clone();
@@ -321,6 +333,9 @@ impl Keeper {
             },
         }
         self.peers.0.metrics.peers.dec();
+        if !tasks.is_stopping() {
+            self.peers.0.lost.lock().insert(self.peer.clone(), Instant::now());
+        }
         self.peers.0.links.lock().remove(&self.peer);
     }
 

@@ -54,6 +54,11 @@ const FIND_PASSED_ON: Duration = Duration::from_millis(2500);
 const FIRST_WORD: Duration = Duration::from_secs(3);
 /// How long to wait for a link to a shard, or for its word, without which it cannot be told where an edge is.
 const NEWS: Duration = Duration::from_secs(1);
+/// How long after a shard was lost its edges may be on their way to another one: they ping, are told by the network that
+/// nobody listens, and dial.
+const ON_THE_WAY: Duration = Duration::from_secs(6);
+/// How often it is asked meanwhile whether the edge has come.
+const ASK_AGAIN: Duration = Duration::from_millis(150);
 
 /// A stream to an edge, or to the shard that has found it.
 type Opened = (Stream, Option<StreamCount>, Routed);
@@ -109,6 +114,8 @@ pub struct Request {
     pub via: Vec<ShardId>,
     /// Whether another shard passed it on, which keeps the record of it.
     pub relayed: bool,
+    /// Whether it is for a flow of datagrams.
+    pub datagrams: bool,
 }
 
 impl Request {
@@ -126,7 +133,14 @@ impl Request {
             hops: 0,
             via,
             relayed: false,
+            datagrams: false,
         }
+    }
+
+    /// The same for a flow of datagrams.
+    #[must_use]
+    pub fn flow(principal: Principal, from: String, door: &str, target: Target) -> Self {
+        Self { datagrams: true, ..Self::new(principal, from, door, target.over_udp()) }
     }
 }
 
@@ -196,11 +210,11 @@ impl Router {
         let lease = request.credential.as_deref().map(|credential| self.lease(credential)).transpose()?;
         let until = begun + if request.hops == 0 { FIND } else { FIND_PASSED_ON };
         let (stream, count, routed) = match &request.target {
-            Target::Udp { .. } => return Err(Refusal::new(RefuseCode::Unsupported)),
             Target::Service { edge: None, name } => self.to_service(&request, name, until).await?,
-            Target::Tcp { edge, .. } | Target::Probe { edge } | Target::Service { edge: Some(edge), .. } => {
-                Search::new(self, &request, edge, until).run().await?
-            }
+            Target::Tcp { edge, .. }
+            | Target::Udp { edge, .. }
+            | Target::Probe { edge }
+            | Target::Service { edge: Some(edge), .. } => Search::new(self, &request, edge, until).run().await?,
         };
         // kube-apiserver itself waits for any time, and so does whoever has typed `kubectl exec`.
         let tells_cut = count.as_ref().filter(|_| request.principal == Principal::Apiserver);
@@ -323,6 +337,7 @@ fn head(request: &Request, target: Target) -> Open {
         trace: request.trace,
         hops: request.hops + 1,
         via: Vec::new(),
+        datagrams: request.datagrams,
     }
 }
 

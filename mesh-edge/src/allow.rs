@@ -36,7 +36,17 @@ const METADATA: [IpAddr; 2] =
 pub struct Rule {
     host: Host,
     ports: Ports,
+    over: Over,
     text: String,
+}
+
+/// What a target speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +60,7 @@ enum Host {
 /// A text was no rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no target to allow; write 127.0.0.1:5432, 10.0.0.0/24:80, printer.lan:631 or [fd00::]/64:*, with a port, a range such as 8000-8100, or *"
+    "{0:?} is no target to allow; write 127.0.0.1:5432, 10.0.0.0/24:80, printer.lan:631 or [fd00::]/64:*, with a port, a range such as 8000-8100, or *, and /udp behind it for UDP"
 )]
 pub struct InvalidTargetRule(String);
 
@@ -59,10 +69,14 @@ impl FromStr for Rule {
 
     fn from_str(text: &str) -> Result<Self, InvalidTargetRule> {
         let no = || InvalidTargetRule(text.chars().take(120).collect());
-        let (host, ports) = text.rsplit_once(':').ok_or_else(no)?;
+        let (place, over) = match text.strip_suffix("/udp") {
+            Some(place) => (place, Over::Udp),
+            None => (text, Over::Tcp),
+        };
+        let (host, ports) = place.rsplit_once(':').ok_or_else(no)?;
         let ports = ports.parse().map_err(|_| no())?;
         let host = Host::parse(host).ok_or_else(no)?;
-        Ok(Self { host, ports, text: text.to_owned() })
+        Ok(Self { host, ports, over, text: text.to_owned() })
     }
 }
 
@@ -185,6 +199,15 @@ pub enum Plan {
         /// Whom to dial if nobody listens there: kubelet may listen on loopback only.
         or: Option<HostPort>,
     },
+    /// Exchange datagrams.
+    Flow {
+        /// With a name or an address.
+        to: HostPort,
+        /// What allows it, for the access record.
+        rule: String,
+        /// As in [`Plan::Dial`].
+        by_address: bool,
+    },
 }
 
 impl Allow {
@@ -250,16 +273,18 @@ impl Allow {
         }
         match target {
             Target::Probe { .. } => Ok(Plan::Echo),
-            Target::Udp { .. } => Err(unsupported()),
             Target::Service { name, .. } => self.service(name),
             Target::Tcp { to, .. } => self.tcp(to),
+            Target::Udp { to, .. } => self.udp(to),
         }
     }
 
     fn service(&self, name: &ServiceName) -> Result<Plan, Refusal> {
         match self.services.get(name) {
-            Some((ServiceKind::Udp, _)) => Err(unsupported()),
-            Some((_, to)) => {
+            Some((ServiceKind::Udp, to)) => {
+                Ok(Plan::Flow { to: to.clone(), rule: format!("service {name}"), by_address: false })
+            }
+            Some((ServiceKind::Tcp | ServiceKind::Http | ServiceKind::Https | ServiceKind::Ssh, to)) => {
                 Ok(Plan::Dial { to: to.clone(), rule: format!("service {name}"), by_address: false, or: None })
             }
             None => {
@@ -269,10 +294,14 @@ impl Allow {
         }
     }
 
-    fn tcp(&self, asked: &HostPort) -> Result<Plan, Refusal> {
-        // kube-apiserver asks for the node by its name, which is this machine by definition.
+    /// What is meant: kube-apiserver asks for the node by its name, which is this machine by definition.
+    fn meant(&self, asked: &HostPort) -> HostPort {
         let here = asked.host == self.edge.as_str();
-        let to = if here { HostPort { host: "localhost".into(), port: asked.port } } else { asked.clone() };
+        if here { HostPort { host: "localhost".into(), port: asked.port } } else { asked.clone() }
+    }
+
+    fn tcp(&self, asked: &HostPort) -> Result<Plan, Refusal> {
+        let to = self.meant(asked);
         let dial =
             |rule: &str, by_address| Ok(Plan::Dial { to: to.clone(), rule: rule.to_owned(), by_address, or: None });
         let loopback = to.is_loopback();
@@ -282,10 +311,7 @@ impl Allow {
         if loopback && self.local.sshd && to.port == SSHD {
             return dial("sshd", false);
         }
-        let same = |s: &HostPort| s.port == to.port && (s.host == to.host || (s.is_loopback() && loopback));
-        if let Some((name, (_, address))) =
-            self.services.iter().find(|(_, (kind, s))| *kind != ServiceKind::Udp && same(s))
-        {
+        if let Some((name, address)) = self.service_at(&to, Over::Tcp) {
             return Ok(Plan::Dial {
                 to: address.clone(),
                 rule: format!("service {name}"),
@@ -293,201 +319,72 @@ impl Allow {
                 or: None,
             });
         }
-        let mut rules = self.rules.iter().filter(|r| r.ports.contains(to.port));
-        match to.host.parse::<IpAddr>() {
-            Ok(ip) => match self.address(ip, to.port) {
-                Some(rule) => dial(&rule.text, false),
-                None => Err(self.denied(asked)),
-            },
-            Err(_) => match rules.clone().find(|r| r.host.names(&to.host)) {
-                Some(rule) => dial(&rule.text, false),
-                None if rules.any(|r| matches!(r.host, Host::Net { .. })) => dial("", true),
-                None => Err(self.denied(asked)),
-            },
+        match self.ruled(&to, Over::Tcp) {
+            Some((rule, by_address)) => dial(rule, by_address),
+            None => Err(self.denied(asked, Over::Tcp)),
+        }
+    }
+
+    fn udp(&self, asked: &HostPort) -> Result<Plan, Refusal> {
+        let to = self.meant(asked);
+        if let Some((name, address)) = self.service_at(&to, Over::Udp) {
+            return Ok(Plan::Flow { to: address.clone(), rule: format!("service {name}"), by_address: false });
+        }
+        match self.ruled(&to, Over::Udp) {
+            Some((rule, by_address)) => Ok(Plan::Flow { to, rule: rule.to_owned(), by_address }),
+            None => Err(self.denied(asked, Over::Udp)),
+        }
+    }
+
+    /// The service that listens there.
+    fn service_at(&self, to: &HostPort, over: Over) -> Option<(&ServiceName, &HostPort)> {
+        let same = |s: &HostPort| s.port == to.port && (s.host == to.host || (s.is_loopback() && to.is_loopback()));
+        let speaks = |kind: ServiceKind| (kind == ServiceKind::Udp) == (over == Over::Udp);
+        let found = self.services.iter().find(|(_, (kind, address))| speaks(*kind) && same(address));
+        found.map(|(name, (_, address))| (name, address))
+    }
+
+    /// The rule that allows a target, and whether each address that it resolves to has to be looked at as well.
+    fn ruled(&self, to: &HostPort, over: Over) -> Option<(&str, bool)> {
+        if let Ok(ip) = to.host.parse::<IpAddr>() {
+            return self.address(ip, to.port, over).map(|rule| (rule.text.as_str(), false));
+        }
+        let mut rules = self.rules.iter().filter(|r| r.over == over && r.ports.contains(to.port));
+        match rules.clone().find(|r| r.host.names(&to.host)) {
+            Some(rule) => Some((&rule.text, false)),
+            None => rules.any(|r| matches!(r.host, Host::Net { .. })).then_some(("", true)),
         }
     }
 
     /// The rule that allows an address, if one does.
     #[must_use]
-    pub fn address(&self, ip: IpAddr, port: u16) -> Option<&Rule> {
+    pub fn address(&self, ip: IpAddr, port: u16, over: Over) -> Option<&Rule> {
         let ip = ip.to_canonical();
-        self.rules.iter().find(|r| r.ports.contains(port) && !ip.is_unspecified() && r.host.contains(ip))
+        let fits = |r: &&Rule| r.over == over && r.ports.contains(port) && !ip.is_unspecified() && r.host.contains(ip);
+        self.rules.iter().find(fits)
     }
 
     /// Whether an address that a configured *name* resolved to may be dialled: a name is trusted with any address but
     /// those of the metadata service, which must be listed by themselves.
     #[must_use]
-    pub fn named_address(&self, ip: IpAddr, port: u16) -> bool {
-        !METADATA.contains(&ip.to_canonical()) || self.address(ip, port).is_some()
+    pub fn named_address(&self, ip: IpAddr, port: u16, over: Over) -> bool {
+        !METADATA.contains(&ip.to_canonical()) || self.address(ip, port, over).is_some()
     }
 
     /// The refusal of a target that nothing allows.
     #[must_use]
-    pub fn denied(&self, to: &HostPort) -> Refusal {
+    pub fn denied(&self, to: &HostPort, over: Over) -> Refusal {
+        let over = match over {
+            Over::Tcp => "",
+            Over::Udp => "/udp",
+        };
         let why = format!(
-            "edge {} does not allow {to}; to open it, add \"{to}\" to `allow` in the edge's configuration",
+            "edge {} does not allow {to}{over}; to open it, add \"{to}{over}\" to `allow` in the edge's configuration",
             self.edge
         );
         Refusal::because(RefuseCode::EdgeDenied, why)
     }
 }
 
-fn unsupported() -> Refusal {
-    Refusal::because(RefuseCode::Unsupported, "UDP targets are not supported by this edge")
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn allow(rules: &[&str]) -> Allow {
-        let services = [
-            ("web", (ServiceKind::Http, "127.0.0.1:8080")),
-            ("cam", (ServiceKind::Tcp, "10.9.9.9:554")),
-            ("dns", (ServiceKind::Udp, "127.0.0.1:53")),
-        ];
-        let services = services.map(|(n, (k, a))| (n.parse().unwrap(), (k, a.parse().unwrap()))).into();
-        let rules = rules.iter().map(|r| r.parse().unwrap()).collect();
-        Allow::new("shop-1".parse().unwrap(), Local { kubelet: true, sshd: false }, services, rules)
-    }
-
-    #[allow(clippy::unwrap_in_result, reason = "the result is what is tested, not the target")]
-    fn rule(allow: &Allow, target: &str) -> Result<(String, String), RefuseCode> {
-        match allow.plan(&target.parse().unwrap()) {
-            Ok(Plan::Dial { to, rule, by_address, .. }) => {
-                Ok((to.to_string(), if by_address { "?".to_owned() } else { rule }))
-            }
-            Ok(Plan::Echo) => Ok((String::new(), "echo".into())),
-            Err(refusal) => Err(refusal.code),
-        }
-    }
-
-    #[test]
-    fn by_itself_an_edge_allows_kubelet_sshd_and_its_services() {
-        let table = [
-            ("shop-1:10250", Ok(("localhost:10250", "kubelet"))),
-            ("shop-1/127.0.0.1:10250", Ok(("127.0.0.1:10250", "kubelet"))),
-            ("shop-1/shop-1:10250", Ok(("localhost:10250", "kubelet"))),
-            ("shop-1/10.0.0.7:10250", Err(RefuseCode::EdgeDenied)),
-            ("shop-1:22", Err(RefuseCode::EdgeDenied)),
-            ("shop-1/web", Ok(("127.0.0.1:8080", "service web"))),
-            ("*/web", Ok(("127.0.0.1:8080", "service web"))),
-            ("shop-1:8080", Ok(("127.0.0.1:8080", "service web"))),
-            ("shop-1/10.9.9.9:554", Ok(("10.9.9.9:554", "service cam"))),
-            ("shop-1/10.9.9.9:555", Err(RefuseCode::EdgeDenied)),
-            ("shop-1/dns", Err(RefuseCode::Unsupported)),
-            ("shop-1:53", Err(RefuseCode::EdgeDenied)),
-            ("shop-1/nothing", Err(RefuseCode::ServiceUnknown)),
-            ("shop-2:10250", Err(RefuseCode::EdgeUnknown)),
-        ];
-        for (target, expected) in table {
-            let expected = expected.map(|(to, rule)| (to.to_owned(), rule.to_owned()));
-            assert_eq!(rule(&allow(&[]), target), expected, "{target}");
-        }
-    }
-
-    #[test]
-    fn the_configuration_opens_addresses_networks_and_names() {
-        let opened =
-            allow(&["127.0.0.1:5432", "10.0.0.0/24:80-90", "printer.lan:631", "[fd00::]/64:*", "localhost:9000"]);
-        let table = [
-            ("127.0.0.1:5432", Some("127.0.0.1:5432")),
-            ("127.0.0.2:5432", None),
-            ("10.0.0.255:85", Some("10.0.0.0/24:80-90")),
-            ("10.0.1.0:85", None),
-            ("10.0.0.1:91", None),
-            ("PRINTER.lan:631", Some("printer.lan:631")),
-            ("printer.lan:80", Some("?")),
-            ("scanner.lan:631", Some("?")),
-            ("[fd00::5]:7", Some("[fd00::]/64:*")),
-            ("[fd00:0:0:1::5]:7", None),
-            ("[::ffff:10.0.0.1]:80", Some("10.0.0.0/24:80-90")),
-            ("localhost:9000", Some("localhost:9000")),
-            ("localhost:5432", Some("?")),
-        ];
-        for (to, expected) in table {
-            let found = rule(&opened, &format!("shop-1/{to}")).ok().map(|(_, rule)| rule);
-            assert_eq!(found.as_deref(), expected, "{to}");
-        }
-        let without = allow(&["printer.lan:631"]);
-        assert_eq!(rule(&without, "shop-1/scanner.lan:631"), Err(RefuseCode::EdgeDenied), "no name is resolved for it");
-    }
-
-    #[test]
-    fn the_metadata_address_must_be_listed_by_itself() {
-        let metadata = "shop-1/169.254.169.254:80";
-        for wide in ["0.0.0.0/0:80", "169.254.0.0/16:*", "169.254.169.254/31:80"] {
-            assert_eq!(rule(&allow(&[wide]), metadata), Err(RefuseCode::EdgeDenied), "{wide}");
-            assert_eq!(rule(&allow(&[wide]), "shop-1/[::ffff:a9fe:a9fe]:80"), Err(RefuseCode::EdgeDenied), "{wide}");
-        }
-        assert!(rule(&allow(&["169.254.169.254:80"]), metadata).is_ok());
-        let ip = "169.254.169.254".parse().unwrap();
-        assert!(!allow(&["metadata.lan:80"]).named_address(ip, 80));
-        assert!(allow(&["169.254.169.254:80"]).named_address(ip, 80));
-        assert_eq!(rule(&allow(&["0.0.0.0/0:*"]), "shop-1/0.0.0.0:22"), Err(RefuseCode::EdgeDenied));
-    }
-
-    #[test]
-    fn kube_apiserver_may_reach_this_machine_and_its_pods_and_nobody_else_may() {
-        let machine = Machine {
-            has_address: |ip| ip == IpAddr::from([10, 99, 0, 5]),
-            has_pod: |ip| matches!(ip, IpAddr::V4(v4) if v4.octets()[..3] == [10, 244, 1]),
-        };
-        let open = Cluster { open: true, pod_networks: vec!["10.50.0.0/16".parse().unwrap()] };
-        let opened = allow(&[]).with_cluster(open.clone());
-        let shut = allow(&[]);
-        let sealed = Allow { local: Local { kubelet: false, sshd: false }, ..allow(&[]).with_cluster(open) };
-        let plan = |allow: &Allow, who: &Principal, to: &str| match allow.plan_for(
-            Some(who),
-            &format!("shop-1/{to}").parse().unwrap(),
-            machine,
-        ) {
-            Ok(Plan::Dial { rule, or, .. }) => {
-                format!("{rule}{}", or.map(|or| format!(" or {or}")).unwrap_or_default())
-            }
-            Ok(Plan::Echo) => "echo".into(),
-            Err(refusal) => refusal.code.slug().into(),
-        };
-        let kas = Principal::Apiserver;
-        for (to, expected) in [
-            ("10.99.0.5:10250", "node address or localhost:10250"),
-            ("10.99.0.5:9100", "node address"),
-            ("[::ffff:10.99.0.5]:9100", "node address"),
-            ("10.244.1.9:80", "local pod"),
-            ("10.50.1.1:80", "local pod"),
-            ("localhost:10250", "kubelet"),
-            ("127.0.0.1:9100", "edge-denied"),
-            ("10.99.0.6:10250", "edge-denied"),
-            ("10.244.2.9:80", "edge-denied"),
-            ("169.254.169.254:80", "edge-denied"),
-            ("0.0.0.0:10250", "edge-denied"),
-        ] {
-            assert_eq!(plan(&opened, &kas, to), expected, "{to}");
-        }
-        assert_eq!(plan(&shut, &kas, "10.99.0.5:10250"), "edge-denied");
-        assert_eq!(plan(&sealed, &kas, "10.99.0.5:10250"), "edge-denied");
-        let alice = Principal::User { name: "alice".parse().unwrap(), groups: vec![] };
-        assert_eq!(plan(&opened, &alice, "10.99.0.5:10250"), "edge-denied");
-        assert_eq!(plan(&opened, &alice, "10.244.1.9:80"), "edge-denied");
-    }
-
-    #[test]
-    fn rules_that_are_none() {
-        for text in [
-            "",
-            "h",
-            "h:",
-            "h:0",
-            "h:1-",
-            "10.0.0.0/33:1",
-            "10.0.0.0/:1",
-            "fd00::1:1",
-            "[fd00::]/129:1",
-            "a b:1",
-            "h/8:1",
-            "*:1",
-        ] {
-            assert!(text.parse::<Rule>().is_err(), "{text}");
-        }
-    }
-}
+mod tests;

@@ -42,7 +42,8 @@ pub struct EdgeConfig {
     /// What this edge answers for. Default: nothing.
     pub services: Vec<ServiceConfig>,
     /// Targets that may be dialled besides kubelet, sshd and the services: `127.0.0.1:5432`, `10.0.0.0/24:80`,
-    /// `printer.lan:631`, `[fd00::]/64:*`, with a port, a range `8000-8100`, or `*`. Default: none.
+    /// `printer.lan:631`, `[fd00::]/64:*`, with a port, a range `8000-8100`, or `*`, and `/udp` behind it for UDP.
+    /// Default: none.
     pub allow: Vec<Rule>,
     /// Whether kubelet's port 10250 on this machine may be dialled. Default: true.
     pub kubelet: bool,
@@ -56,6 +57,9 @@ pub struct EdgeConfig {
     /// How long dialling a target may take, with resolving its name, in seconds. Default: 8.
     #[serde(deserialize_with = "seconds")]
     pub dial_timeout: Duration,
+    /// Silence after which a UDP flow ends, in seconds; more than 0. Default: 60.
+    #[serde(deserialize_with = "seconds")]
+    pub udp_idle: Duration,
     /// How long streams may go on after SIGTERM, in seconds. Default: 10.
     #[serde(deserialize_with = "seconds")]
     pub drain: Duration,
@@ -124,13 +128,15 @@ fn proxy_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pr
 pub struct LimitsConfig {
     /// Streams that are served at once; one more is refused with `limit-reached`. Default: 1024.
     pub streams: u32,
+    /// UDP flows among them; one more is refused with `limit-reached`. Default: 512.
+    pub udp_flows: u32,
     /// Who decides how much is sent at once on a tunnel: `model`, a model of the path, or `cubic`. Default: `model`.
     pub congestion: Congestion,
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { streams: 1024, congestion: Congestion::default() }
+        Self { streams: 1024, udp_flows: 512, congestion: Congestion::default() }
     }
 }
 
@@ -140,7 +146,7 @@ impl Default for LimitsConfig {
 pub struct ServiceConfig {
     /// Its name: one DNS label.
     pub name: ServiceName,
-    /// `tcp`, `http`, `https` or `ssh`. Default: `tcp`.
+    /// `tcp`, `http`, `https`, `ssh` or `udp`. Default: `tcp`.
     #[serde(default = "tcp")]
     pub kind: ServiceKind,
     /// Where it listens, as seen from this machine: `host:port`.
@@ -182,6 +188,7 @@ impl Default for EdgeConfig {
             pod_networks: Vec::new(),
             sshd: true,
             dial_timeout: Duration::from_secs(8),
+            udp_idle: runtime::flow::IDLE,
             drain: Duration::from_secs(10),
             carriers: CarriersConfig::default(),
             proxy: ProxyConfig::default(),
@@ -202,6 +209,9 @@ pub enum InvalidConfig {
     /// A cap of no streams at all.
     #[error("limits.streams is 0, so that nothing could ever be served; write 1 or more")]
     NoStreams,
+    /// A flow that would end at once.
+    #[error("udp_idle is 0, so that every UDP flow would end at once; write the seconds of silence that are too many")]
+    NoIdle,
     /// A shard address that is none.
     #[error("shards: {0}")]
     Shard(#[from] proto::target::InvalidTarget),
@@ -222,6 +232,9 @@ impl EdgeConfig {
         }
         if self.limits.streams == 0 {
             return Err(InvalidConfig::NoStreams);
+        }
+        if self.udp_idle.is_zero() {
+            return Err(InvalidConfig::NoIdle);
         }
         self.shards.iter().try_for_each(|address| Ok(address.parse::<HostPort>().map(drop)?))
     }

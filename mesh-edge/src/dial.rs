@@ -11,12 +11,13 @@ use std::{
 };
 
 use proto::{code::RefuseCode, stream::Refusal, target::HostPort};
+use runtime::flow::socket::connect;
 use tokio::{
-    net::{TcpStream, lookup_host},
+    net::{TcpStream, UdpSocket, lookup_host},
     time::{Instant, Sleep, sleep_until, timeout},
 };
 
-use crate::allow::Allow;
+use crate::allow::{Allow, Over};
 
 /// Head start of an address over the next one (RFC 8305, 5, recommends 250 ms).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -34,6 +35,17 @@ pub struct Dialled {
     pub rule: String,
 }
 
+/// A UDP socket that talks to one target.
+#[derive(Debug)]
+pub struct Connected {
+    /// The socket.
+    pub socket: UdpSocket,
+    /// Whom it talks to.
+    pub address: SocketAddr,
+    /// What allowed it.
+    pub rule: String,
+}
+
 /// Dials what [`Allow::plan`] allowed. With `by_address`, only addresses are dialled that a rule allows.
 ///
 /// # Errors
@@ -46,26 +58,60 @@ pub async fn dial(
     deadline: Duration,
 ) -> Result<Dialled, Refusal> {
     let whole = async {
-        let resolved = resolve(to).await?;
-        let allowed = |a: &SocketAddr| {
-            if by_address { allow.address(a.ip(), a.port()).is_some() } else { allow.named_address(a.ip(), a.port()) }
-        };
-        let addresses =
-            if to.host.parse::<IpAddr>().is_ok() { resolved } else { resolved.into_iter().filter(allowed).collect() };
-        if addresses.is_empty() {
-            return Err(allow.denied(to));
-        }
+        let addresses = allowed(allow, to, by_address, Over::Tcp).await?;
         let (socket, address) = race(addresses).await.map_err(|e| refusal(to, &e))?;
-        let rule = match allow.address(address.ip(), address.port()) {
+        let rule = match allow.address(address.ip(), address.port(), Over::Tcp) {
             Some(found) if by_address => found.to_string(),
             _ => rule.to_owned(),
         };
         Ok(Dialled { socket, address, rule })
     };
-    timeout(deadline, whole).await.unwrap_or_else(|_| {
-        let why = format!("{to} did not answer the edge within {} s", deadline.as_secs_f32());
-        Err(Refusal::because(RefuseCode::TargetTimeout, why))
-    })
+    timeout(deadline, whole).await.unwrap_or_else(|_| Err(late(to, deadline)))
+}
+
+/// Opens a socket to what [`Allow::plan`] allowed for a flow: to the first address, since UDP cannot tell which one
+/// serves.
+///
+/// # Errors
+/// The refusal to answer with.
+pub async fn connect_udp(
+    allow: &Allow,
+    to: &HostPort,
+    rule: &str,
+    by_address: bool,
+    deadline: Duration,
+) -> Result<Connected, Refusal> {
+    let addresses = timeout(deadline, allowed(allow, to, by_address, Over::Udp));
+    let addresses = addresses.await.unwrap_or_else(|_| Err(late(to, deadline)))?;
+    let Some(&address) = addresses.first() else { return Err(allow.denied(to, Over::Udp)) };
+    let socket = connect(address).await.map_err(|e| refusal(to, &e))?;
+    let rule = match allow.address(address.ip(), address.port(), Over::Udp) {
+        Some(found) if by_address => found.to_string(),
+        _ => rule.to_owned(),
+    };
+    Ok(Connected { socket, address, rule })
+}
+
+fn late(to: &HostPort, deadline: Duration) -> Refusal {
+    let why = format!("{to} did not answer the edge within {} s", deadline.as_secs_f32());
+    Refusal::because(RefuseCode::TargetTimeout, why)
+}
+
+/// The addresses of a target that may be reached; at least one.
+async fn allowed(allow: &Allow, to: &HostPort, by_address: bool, over: Over) -> Result<Vec<SocketAddr>, Refusal> {
+    let resolved = resolve(to).await?;
+    if to.host.parse::<IpAddr>().is_ok() {
+        return Ok(resolved);
+    }
+    let may = |a: &SocketAddr| {
+        if by_address {
+            allow.address(a.ip(), a.port(), over).is_some()
+        } else {
+            allow.named_address(a.ip(), a.port(), over)
+        }
+    };
+    let addresses: Vec<_> = resolved.into_iter().filter(may).collect();
+    if addresses.is_empty() { Err(allow.denied(to, over)) } else { Ok(addresses) }
 }
 
 async fn resolve(to: &HostPort) -> Result<Vec<SocketAddr>, Refusal> {

@@ -33,7 +33,7 @@ use crate::{
     metrics::Metrics,
     proxy::Proxies,
     renew::Renewer,
-    serve::{Server, ServerParts},
+    serve::{Bounds, Server, ServerParts},
     ways::Ways,
 };
 
@@ -171,7 +171,13 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
     let (phase_sender, phase) = watch::channel(Phase::Starting);
     let (line_sender, line) = watch::channel(Line::default());
     let server_parts = ServerParts { edge: name.clone(), access, metrics: Arc::clone(&metrics), tasks: tasks.clone() };
-    let server = Server::new(config.allowed(name.clone()), config.dial_timeout, config.limits.streams, server_parts);
+    let bounds = Bounds {
+        dial: config.dial_timeout,
+        streams: config.limits.streams,
+        flows: config.limits.udp_flows,
+        idle: config.udp_idle,
+    };
+    let server = Server::new(config.allowed(name.clone()), bounds, server_parts);
     let life = LifeParts {
         name: name.clone(),
         ways: Arc::clone(&ways),

@@ -5,10 +5,13 @@ use std::time::Duration;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
 };
-use runtime::link::{
-    Link,
-    buffers::UdpBuffers,
-    congestion::{Congestion, model::Phase},
+use runtime::{
+    flow::Tally,
+    link::{
+        Link,
+        buffers::UdpBuffers,
+        congestion::{Congestion, model::Phase},
+    },
 };
 
 /// The metrics of an edge, `mesh_edge_*`.
@@ -42,6 +45,10 @@ pub struct Metrics {
     pub streams_active: IntGauge,
     /// Streams that ended, by `outcome`: `finished`, or the slug of the refusal or of the reset.
     pub streams: IntCounterVec,
+    /// UDP flows that are open.
+    pub flows_active: IntGauge,
+    /// Datagrams of flows that ended, by `direction`: `up`, `down`, or `dropped` here.
+    pub datagrams: IntCounterVec,
     /// Bytes towards targets.
     pub bytes_up: IntCounter,
     /// Bytes from targets.
@@ -97,6 +104,8 @@ impl Metrics {
             renewals: vec("renewals_total", "Attempts to renew the certificate.", "outcome")?,
             streams_active: gauge("streams_active", "Streams that are open.")?,
             streams: vec("streams_total", "Streams that ended.", "outcome")?,
+            flows_active: gauge("udp_flows_active", "UDP flows that are open.")?,
+            datagrams: vec("datagrams_total", "Datagrams of UDP flows that ended.", "direction")?,
             bytes_up: bytes.with_label_values(&["up"]),
             bytes_down: bytes.with_label_values(&["down"]),
             congestion: register(
@@ -116,6 +125,13 @@ impl Metrics {
             path: PathMetrics::new(registry)?,
             identity_errors: vec("identity_errors_total", "Problems with certificates and identities.", "kind")?,
         })
+    }
+
+    /// Counts the datagrams of a flow that has ended.
+    pub fn flow_ended(&self, tally: &Tally) {
+        for (direction, count) in [("up", tally.up), ("down", tally.down), ("dropped", tally.dropped)] {
+            self.datagrams.with_label_values(&[direction]).inc_by(count);
+        }
     }
 
     /// Notes who decides how much is sent at once.

@@ -35,6 +35,8 @@ use crate::{
     metrics::Metrics,
 };
 
+mod flow;
+
 /// How long the `Open` frame may take.
 const OPEN: Duration = Duration::from_secs(10);
 /// Pieces that an echo moves at once.
@@ -45,8 +47,9 @@ const PIECES: usize = 16;
 pub struct Server {
     edge: EdgeId,
     allow: Allow,
-    dial_timeout: Duration,
+    bounds: Bounds,
     permits: Arc<Semaphore>,
+    flows: Arc<Semaphore>,
     access: AccessWriter,
     metrics: Arc<Metrics>,
     tasks: Tasks,
@@ -59,12 +62,13 @@ struct Ended {
 }
 
 impl Server {
-    /// Puts it together; `streams` are served at once.
+    /// Puts it together.
     #[must_use]
-    pub fn new(allow: Allow, dial_timeout: Duration, streams: u32, with: ServerParts) -> Self {
-        let permits = Arc::new(Semaphore::new(usize::try_from(streams).unwrap_or(Semaphore::MAX_PERMITS)));
+    pub fn new(allow: Allow, bounds: Bounds, with: ServerParts) -> Self {
+        let room = |count: u32| Arc::new(Semaphore::new(usize::try_from(count).unwrap_or(Semaphore::MAX_PERMITS)));
+        let (permits, flows) = (room(bounds.streams), room(bounds.flows));
         let ServerParts { edge, access, metrics, tasks } = with;
-        Self { edge, allow, dial_timeout, permits, access, metrics, tasks }
+        Self { edge, allow, bounds, permits, flows, access, metrics, tasks }
     }
 
     /// Accepts the streams of one link until it ends or is over.
@@ -105,12 +109,13 @@ impl Server {
         self.metrics.streams_active.inc();
         let mut ended = match self.check(&open, permit.as_ref()) {
             Ok(Plan::Echo) => self.echo(stream, record).await,
+            Ok(Plan::Flow { to, rule, by_address }) => self.flow(stream, record, (&to, &rule, by_address), began).await,
             Ok(Plan::Dial { to, rule, by_address, or }) => {
                 let dialling = async {
-                    let first = dial(&self.allow, &to, &rule, by_address, self.dial_timeout).await;
+                    let first = dial(&self.allow, &to, &rule, by_address, self.bounds.dial).await;
                     match (first, &or) {
                         (Err(refusal), Some(or)) if refusal.code == RefuseCode::TargetRefused => {
-                            dial(&self.allow, or, &rule, false, self.dial_timeout).await
+                            dial(&self.allow, or, &rule, false, self.bounds.dial).await
                         }
                         (first, _) => first,
                     }
@@ -144,6 +149,17 @@ impl Server {
         }
         let machine = Machine { has_address: machine::has_address, has_pod: machine::has_pod };
         let plan = self.allow.plan_for(open.principal.as_ref(), &open.target, machine)?;
+        if matches!(plan, Plan::Flow { .. }) != open.datagrams {
+            let why = if open.datagrams {
+                format!("{} takes TCP connections and no datagrams", open.target)
+            } else {
+                format!(
+                    "{} takes datagrams: reach it by a UDP door, by SOCKS5's UDP ASSOCIATE or by 'meshctl forward --udp'",
+                    open.target
+                )
+            };
+            return Err(Refusal::because(RefuseCode::Unsupported, why));
+        }
         match permit {
             Some(_) => Ok(plan),
             None => {
@@ -222,6 +238,19 @@ impl Server {
         (record.up, record.down) = (echoed, echoed);
         ended(record, &result)
     }
+}
+
+/// What an edge takes upon itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// How long dialing a target may take.
+    pub dial: Duration,
+    /// Streams at once, flows included.
+    pub streams: u32,
+    /// Flows of datagrams at once.
+    pub flows: u32,
+    /// Silence after which a flow ends.
+    pub idle: Duration,
 }
 
 /// What a [`Server`] needs besides its rules.

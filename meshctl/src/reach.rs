@@ -124,11 +124,20 @@ impl From<OpenError> for Failure {
 /// # Errors
 /// If it is refused, or the link ends.
 pub(crate) async fn open(link: &Link, target: &Target) -> Result<Opened, OpenError> {
-    tokio::time::timeout(OPEN, open_stream(link, target)).await.unwrap_or(Err(OpenError::TimedOut))
+    tokio::time::timeout(OPEN, open_stream(link, Open::new(target.clone()))).await.unwrap_or(Err(OpenError::TimedOut))
 }
 
-async fn open_stream(link: &Link, target: &Target) -> Result<Opened, OpenError> {
-    let frame = Open::new(target.clone()).encode().map_err(|e| OpenError::Nonsense(e.to_string()))?;
+/// The same for a flow of datagrams.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) async fn open_flow(link: &Link, target: &Target) -> Result<Opened, OpenError> {
+    let opening = open_stream(link, Open::flow(target.clone()));
+    tokio::time::timeout(OPEN, opening).await.unwrap_or(Err(OpenError::TimedOut))
+}
+
+async fn open_stream(link: &Link, open: Open) -> Result<Opened, OpenError> {
+    let frame = open.encode().map_err(|e| OpenError::Nonsense(e.to_string()))?;
     let mut stream = link.open().await.map_err(OpenError::Link)?;
     // Whoever refuses may stop reading at once; the answer, which says why, is behind that.
     let written = stream.send.write_one(frame).await;

@@ -36,6 +36,8 @@ pub struct Open {
     pub hops: u32,
     /// Which ones; at most [`MAX_VIA`]. Only shards may state it.
     pub via: Vec<ShardId>,
+    /// Whether datagrams follow, as [`crate::datagram`] writes them, and not bytes.
+    pub datagrams: bool,
 }
 
 /// Trace id and parent span id of W3C Trace Context (<https://www.w3.org/TR/trace-context/>).
@@ -114,7 +116,14 @@ impl Open {
     /// An `Open` that says nothing but the target.
     #[must_use]
     pub const fn new(target: Target) -> Self {
-        Self { target, principal: None, door: String::new(), trace: None, hops: 0, via: Vec::new() }
+        let datagrams = matches!(target, Target::Udp { .. });
+        Self { target, principal: None, door: String::new(), trace: None, hops: 0, via: Vec::new(), datagrams }
+    }
+
+    /// The `Open` of a flow of datagrams.
+    #[must_use]
+    pub const fn flow(target: Target) -> Self {
+        Self { target, principal: None, door: String::new(), trace: None, hops: 0, via: Vec::new(), datagrams: true }
     }
 
     /// As a frame.
@@ -129,6 +138,7 @@ impl Open {
             trace: self.trace.map_or_else(Bytes::new, |t| [&t.trace_id[..], &t.parent_id[..]].concat().into()),
             hops: self.hops,
             via: self.via.iter().map(ToString::to_string).collect(),
+            datagrams: self.datagrams && !matches!(self.target, Target::Udp { .. }),
         };
         frame::encode(&open, MAX_STREAM_HEAD)
     }
@@ -150,8 +160,10 @@ impl Open {
         if open.via.len() > MAX_VIA {
             return Err(invalid("via", format!("more than {MAX_VIA}")));
         }
+        let target = target_from_wire(open.target.ok_or_else(|| invalid("target", "missing"))?)?;
         Ok(Self {
-            target: target_from_wire(open.target.ok_or_else(|| invalid("target", "missing"))?)?,
+            datagrams: open.datagrams || matches!(target, Target::Udp { .. }),
+            target,
             principal: open.principal.map(principal_from_wire).transpose()?,
             door: open.door,
             trace,

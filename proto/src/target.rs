@@ -6,6 +6,7 @@
 //! | `shop-17/10.0.0.5:80`, `shop-17/[fd00::5]:80`, `shop-17/printer.lan:631` | a host that the edge can reach |
 //! | `shop-17/web` | the service `web` of that edge |
 //! | `*/web` | the service `web` of any edge that announces it |
+//! | `shop-17:53/udp`, `shop-17/10.0.0.5:53/udp` | the same port and host, for datagrams |
 
 use std::{
     fmt,
@@ -113,6 +114,15 @@ pub enum Target {
 }
 
 impl Target {
+    /// The same place for datagrams: a port becomes a UDP port, anything else stays as it is.
+    #[must_use]
+    pub fn over_udp(self) -> Self {
+        match self {
+            Self::Tcp { edge, to } => Self::Udp { edge, to },
+            other @ (Self::Udp { .. } | Self::Service { .. } | Self::Probe { .. }) => other,
+        }
+    }
+
     /// The edge that is named, if one is.
     #[must_use]
     pub const fn edge(&self) -> Option<&EdgeId> {
@@ -149,6 +159,15 @@ impl FromStr for Target {
     type Err = InvalidTarget;
 
     fn from_str(text: &str) -> Result<Self, InvalidTarget> {
+        // `shop-17/udp` is a service of that name.
+        if let Some(place) = text.strip_suffix("/udp").filter(|place| place.contains(':')) {
+            return match place.parse()? {
+                tcp @ Self::Tcp { .. } => Ok(tcp.over_udp()),
+                Self::Udp { .. } | Self::Service { .. } | Self::Probe { .. } => {
+                    Err(InvalidTarget::NoPort(text.to_owned()))
+                }
+            };
+        }
         match text.split_once('/') {
             Some(("*", name)) => Ok(Self::Service { edge: None, name: name.parse()? }),
             Some((edge, place)) if place.contains(':') => Ok(Self::Tcp { edge: edge.parse()?, to: place.parse()? }),
@@ -166,6 +185,7 @@ impl fmt::Display for Target {
         match self {
             Self::Tcp { edge, to } if to.host == "localhost" => write!(f, "{edge}:{}", to.port),
             Self::Tcp { edge, to } => write!(f, "{edge}/{to}"),
+            Self::Udp { edge, to } if to.host == "localhost" => write!(f, "{edge}:{}/udp", to.port),
             Self::Udp { edge, to } => write!(f, "{edge}/{to}/udp"),
             Self::Service { edge: Some(edge), name } => write!(f, "{edge}/{name}"),
             Self::Service { edge: None, name } => write!(f, "*/{name}"),
@@ -190,6 +210,11 @@ mod tests {
             "shop-17/web",
             "*/web",
             "a.b.c:1",
+            "shop-17:53/udp",
+            "shop-17/10.0.0.5:53/udp",
+            "shop-17/[fd00::5]:53/udp",
+            "shop-17/udp",
+            "*/udp",
         ] {
             let target: Target = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(target.to_string(), text);
@@ -212,6 +237,10 @@ mod tests {
             "Shop:22",
             "shop/x:y:1",
             "shop/web/x",
+            "shop/web/udp",
+            "shop:53/udp/udp",
+            "shop:53/tcp",
+            "/udp",
         ] {
             assert!(text.parse::<Target>().is_err(), "{text}");
         }

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use prost::Message;
 use proto::{
     code::{CloseCode, RefuseCode},
+    datagram,
     frame::{self, FrameError, HEADER, MAX_EDGE_TO_SHARD, MAX_SHARD_TO_EDGE, MAX_STREAM_HEAD},
     message::{
         Candidate, EdgeToShard, Hello, MAX_SERVICES, Refuse, Renew, Renewal, Service, ServiceKind, ShardToEdge, Welcome,
@@ -229,6 +230,10 @@ fn opens() -> Vec<(Open, &'static str)> {
             "00000010 0a0e0a0773686f702d31371a03776562",
         ),
         (Open::new(Target::Service { edge: None, name: name("web") }), "00000007 0a051a03776562"),
+        (
+            Open::flow(Target::Service { edge: Some(name("shop-17")), name: name("dns") }),
+            "00000012 0a0e0a0773686f702d31371a03646e733801",
+        ),
         (Open::new(Target::Probe { edge: name("shop-17") }), "0000000d 0a0b0a0773686f702d31372200"),
         (
             Open { principal: Some(alice(&["ops", "dev"])), ..ssh() },
@@ -744,9 +749,31 @@ fn the_example_in_the_document_is_on_the_wire() {
         .map(|rest| rest.split("```").next().unwrap_or_default())
         .map(|block| bytes(&block.lines().filter_map(|line| line.split('|').next()).collect::<String>()))
         .collect();
-    assert_eq!(frames.len(), 3);
+    assert_eq!(frames.len(), 5);
     let golden = |text: &str, frame: &Bytes| bytes(text) == *frame;
-    assert!(edge_to_shard().iter().any(|(_, text)| golden(text, &frames[0])));
-    assert!(opens().iter().any(|(_, text)| golden(text, &frames[1])));
-    assert!(answers().iter().any(|(_, text)| golden(text, &frames[2])));
+    assert_eq!(frames[..2], [datagram::framed(b"abc"), datagram::tagged(1032, b"abc")]);
+    assert!(edge_to_shard().iter().any(|(_, text)| golden(text, &frames[2])));
+    assert!(opens().iter().any(|(_, text)| golden(text, &frames[3])));
+    assert!(answers().iter().any(|(_, text)| golden(text, &frames[4])));
+}
+
+#[test]
+fn every_tag_of_a_datagram() {
+    for (flow, tag) in [
+        (0, "00"),
+        (0x3f, "3f"),
+        (0x40, "4040"),
+        (0x3fff, "7fff"),
+        (0x4000, "80004000"),
+        (0x3fff_ffff, "bfffffff"),
+        (0x4000_0000, "c000000040000000"),
+        ((1 << 62) - 1, "ffffffffffffffff"),
+    ] {
+        let wire = datagram::tagged(flow, b"!");
+        assert_eq!(wire, bytes(&format!("{tag} 21")));
+        assert_eq!(datagram::untag(wire), Some((flow, Bytes::from_static(b"!"))));
+    }
+    // A number that is longer than it has to be is the same number.
+    assert_eq!(datagram::untag(bytes("4001 21")), Some((1, Bytes::from_static(b"!"))));
+    assert_eq!(datagram::framed(b""), bytes("0000"));
 }

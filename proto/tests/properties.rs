@@ -135,7 +135,15 @@ fn principal() -> impl Strategy<Value = Principal> {
 fn open() -> impl Strategy<Value = Open> {
     let trace = any::<([u8; 16], [u8; 8])>().prop_map(|(trace_id, parent_id)| Trace { trace_id, parent_id });
     (target(), option::of(principal()), "\\PC{0,40}", option::of(trace), any::<u32>(), vec(label::<ShardId>(), 0..3))
-        .prop_map(|(target, principal, door, trace, hops, via)| Open { target, principal, door, trace, hops, via })
+        .prop_map(|(target, principal, door, trace, hops, via)| Open {
+            datagrams: via.len() == 1 || matches!(target, Target::Udp { .. }),
+            target,
+            principal,
+            door,
+            trace,
+            hops,
+            via,
+        })
 }
 
 fn answer(reason: impl Strategy<Value = String>) -> impl Strategy<Value = Answer> {

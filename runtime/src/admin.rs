@@ -7,8 +7,8 @@ use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use prometheus::{Encoder, Registry, TextEncoder};
-use tokio::{net::TcpListener, sync::Semaphore};
+use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
+use tokio::{net::TcpListener, runtime::Handle, sync::Semaphore};
 
 use crate::shutdown::Tasks;
 
@@ -99,6 +99,11 @@ pub async fn serve(address: SocketAddr, registry: Registry, ready: Ready, tasks:
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let alive = IntGauge::new("mesh_process_tasks", "tasks of this process that have not ended").ok();
+    if let Some(alive) = &alive {
+        // Whoever serves one registry twice has it already.
+        let _ = registry.register(Box::new(alive.clone()));
+    }
     let group = tasks.clone();
     tasks.spawn(async move {
         loop {
@@ -108,8 +113,11 @@ pub async fn serve(address: SocketAddr, registry: Registry, ready: Ready, tasks:
                 accepted = accept(&listener, &permits) => accepted,
             };
             let Some((socket, permit)) = accepted else { continue };
-            let (registry, ready) = (registry.clone(), ready.clone());
+            let (registry, ready, alive) = (registry.clone(), ready.clone(), alive.clone());
             let service = service_fn(move |request| {
+                if let Some(alive) = &alive {
+                    alive.set(i64::try_from(Handle::current().metrics().num_alive_tasks()).unwrap_or(i64::MAX));
+                }
                 let response = answer(&request, &registry, &ready);
                 async { Ok::<_, Infallible>(response) }
             });

@@ -10,6 +10,7 @@ pub mod api;
 pub mod cert;
 pub mod clock;
 pub mod config;
+pub mod flow;
 pub mod frames;
 pub mod identity;
 pub mod link;

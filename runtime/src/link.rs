@@ -16,6 +16,7 @@ use crate::cert::CertFacts;
 
 pub mod buffers;
 pub mod congestion;
+pub(crate) mod datagrams;
 pub mod end;
 pub mod io;
 pub mod listen;
@@ -28,10 +29,10 @@ pub mod whereabouts;
 
 pub use end::{EndCause, LinkEnd};
 use priority::Room;
-use quic::LinkLimits;
 use socket::{ConnectedSocket, SignSender};
 pub use socket::{Signs, address_towards};
-pub use stream::{Pressure, RecvHalf, SendHalf, Stalled, Stream, StreamError};
+use stream::LinkState;
+pub use stream::{RecvHalf, SendHalf, Stalled, Stream, StreamError};
 use tcp::TcpLink;
 
 /// What carries a link.
@@ -69,7 +70,7 @@ impl fmt::Display for Carrier {
 pub struct Link {
     way: Way,
     peer: Arc<CertFacts>,
-    pressure: Arc<Pressure>,
+    state: Arc<LinkState>,
 }
 
 #[derive(Clone, Debug)]
@@ -87,14 +88,19 @@ struct Own {
 }
 
 impl Link {
-    fn over_quic(connection: quinn::Connection, peer: Arc<CertFacts>, limits: &LinkLimits, own: Option<Own>) -> Self {
-        let room = Arc::new(Room::new(connection.clone(), limits.send_window));
-        let pressure = Arc::new(Pressure::new(limits.stalled_streams()));
-        Self { way: Way::Quic(connection, own, room), peer, pressure }
+    fn over_quic(
+        connection: quinn::Connection,
+        peer: Arc<CertFacts>,
+        state: LinkState,
+        send_window: u64,
+        own: Option<Own>,
+    ) -> Self {
+        let room = Arc::new(Room::new(connection.clone(), send_window));
+        Self { way: Way::Quic(connection, own, room), peer, state: Arc::new(state) }
     }
 
     fn over_tcp(link: TcpLink, peer: Arc<CertFacts>, room: usize) -> Self {
-        Self { way: Way::Tcp(link), peer, pressure: Arc::new(Pressure::new(room)) }
+        Self { way: Way::Tcp(link), peer, state: Arc::new(LinkState::new(room, None)) }
     }
 
     /// What carries it.
@@ -181,9 +187,9 @@ impl Link {
         match &self.way {
             Way::Quic(connection, _, room) => {
                 let halves = connection.open_bi().await.map_err(|e| LinkEnd::from_connection(&e))?;
-                Ok(Stream::over_quic(halves, room, Arc::clone(&self.pressure)))
+                Ok(Stream::over_quic(halves, room, Arc::clone(&self.state)))
             }
-            Way::Tcp(link) => Ok(Stream::over_tcp(link.open().await?, Arc::clone(&self.pressure))),
+            Way::Tcp(link) => Ok(Stream::over_tcp(link.open().await?, Arc::clone(&self.state))),
         }
     }
 
@@ -195,9 +201,9 @@ impl Link {
         match &self.way {
             Way::Quic(connection, _, room) => {
                 let halves = connection.accept_bi().await.map_err(|e| LinkEnd::from_connection(&e))?;
-                Ok(Stream::over_quic(halves, room, Arc::clone(&self.pressure)))
+                Ok(Stream::over_quic(halves, room, Arc::clone(&self.state)))
             }
-            Way::Tcp(link) => Ok(Stream::over_tcp(link.accept().await?, Arc::clone(&self.pressure))),
+            Way::Tcp(link) => Ok(Stream::over_tcp(link.accept().await?, Arc::clone(&self.state))),
         }
     }
 
@@ -255,6 +261,13 @@ impl Link {
             Way::Quic(connection, ..) => congestion::path_model(connection),
             Way::Tcp(_) => None,
         }
+    }
+
+    /// Whether datagrams travel by themselves on it, as QUIC's do if both sides have them. Otherwise they travel in
+    /// streams.
+    #[must_use]
+    pub fn has_datagrams(&self) -> bool {
+        self.state.has_datagrams()
     }
 
     /// What the carrier counted. Over TCP only the bytes.

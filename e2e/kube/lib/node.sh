@@ -146,5 +146,5 @@ containers() {
 }
 nodes_ready() {
   local number
-  for number in "$@"; do kubectl wait --for=condition=Ready "node/node-$number" --timeout=90s > /dev/null; done
+  for number in "$@"; do kubectl wait --for=condition=Ready "node/node-$number" --timeout=240s > /dev/null; done
 }

@@ -45,6 +45,7 @@ patches:
   patch: |
     - {op: add, path: /spec/template/spec/hostAliases, value: [{ip: $control, hostnames: [causeway-control.$space.svc]}]}
     - {op: remove, path: /spec/template/spec/containers/0/ports/0/hostPort}
+    - {op: remove, path: /spec/template/spec/containers/0/ports/1/hostPort}
     - {op: replace, path: /spec/template/spec/containers/0/env/2/valueFrom/fieldRef/fieldPath, value: status.podIP}
     - {op: replace, path: /spec/template/spec/containers/0/resources/requests/cpu, value: 50m}
     - {op: replace, path: /spec/minReadySeconds, value: 2}
@@ -72,7 +73,7 @@ cluster_mesh() {
     --from-literal=hash="sha256:$(openssl x509 -in "$dir/ca.crt" -pubkey -noout | openssl pkey -pubin -outform der | sha256sum | cut -d' ' -f1)" > /dev/null
   manifests
   kubectl apply -k "$dir/cluster" > "$dir/log/apply.out"
-  kc rollout status --timeout=120s statefulset/causeway-control deployment/causeway-shard > /dev/null || {
+  patience=250 kc rollout status --timeout=240s statefulset/causeway-control deployment/causeway-shard > /dev/null || {
     pods_say
     fail 'control and shards do not come up'
   }
@@ -92,13 +93,14 @@ cluster_edges() {
   mesh_in_cluster token create --edge --uses 10 --ttl 1d 2>> "$dir/log/meshctl.log" > "$dir/edges.line"
   kc create secret generic causeway-edge-join --from-file=line="$dir/edges.line" > /dev/null
   kc rollout restart daemonset/causeway-edge > /dev/null
-  kc rollout status --timeout=90s daemonset/causeway-edge > /dev/null || {
+  patience=250 kc rollout status --timeout=240s daemonset/causeway-edge > /dev/null || {
     pods_say
     fail 'edges do not come up'
   }
 }
 
 replicas() { kc get deployment causeway-shard -o 'jsonpath={.status.readyReplicas}/{.status.replicas}'; }
+fewer_than() { (($(kc get deployment causeway-shard -o 'jsonpath={.status.replicas}') < $1)); }
 are() { [[ $(replicas) == "$1/$1" ]]; }
 # Tunnels of all shards, as the HPA is told.
 tunnels() {
@@ -173,6 +175,7 @@ scaling() {
   going 3
   began=$(now)
   stop many-in
+  wait_for 120 fewer_than 3
   gone_on 3
   scaled_to 1 240
   ok "after $(since "$began")"

@@ -47,7 +47,7 @@ spec:
     readinessProbe: {tcpSocket: {port: 8443}, periodSeconds: 1}
 EOF
   done | k apply -f - > /dev/null
-  for number in "$@"; do k wait --for=condition=Ready "pod/pod-$number" --timeout=90s > /dev/null; done
+  for number in "$@"; do patience=250 k wait --for=condition=Ready "pod/pod-$number" --timeout=240s > /dev/null; done
 }
 
 # services_of_pods N: Services `page` and `answer` that lead to pod-N.
@@ -282,6 +282,13 @@ EOF
   k delete apiservice v1.story.test > /dev/null
 }
 recited() { [[ $(k get --raw /apis/story.test/v1/poem) == "pod-$1: no way leads here but the mesh" ]]; }
+
+# door_works OPTION...: whether meshctl finds kubelets of all nodes behind that door.
+door_works() {
+  local words
+  words=$(ctl kube check --kubeconfig "$pki/plain.conf" -o json "$@") || fail "$words"
+  has "$words" node-3
+}
 
 # --- how long it takes ----------------------------------------------------------------------------------------------
 

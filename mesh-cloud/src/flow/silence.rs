@@ -6,21 +6,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::{code::RefuseCode, id::EdgeId, stream::Refusal};
+use proto::{code::RefuseCode, id::EdgeId, message::ShardToEdge, stream::Refusal};
 use runtime::link::LinkStats;
 use tokio::time::{Instant, sleep};
 
 use crate::session::EdgeHandle;
 
 /// How long nothing may come back, at least, and in round trips. A radio that changes its cell is away for less.
-const PATIENCE: (Duration, u32) = (Duration::from_millis(500), 8);
+const PATIENCE: (Duration, u32) = (Duration::from_millis(400), 8);
 /// The same once that has passed and still nothing has come: kubectl asks a second time, over SPDY, before it says no.
 const AGAIN: (Duration, u32) = (Duration::from_millis(100), 4);
-/// Packets that must have gone out meanwhile, the question and its repetitions, unless the edge has not even pinged in
-/// time. A carrier that does not count them goes by the pings alone.
+/// Packets that must have gone out meanwhile: the question, its repetitions, and words that ask for nothing but to be
+/// acknowledged; unless the edge has not even pinged in time. A carrier that does not count them goes by the pings alone.
 const ASKED: u64 = 4;
 /// How often it is looked again when too few have gone out.
 const LOOK: Duration = Duration::from_millis(50);
+/// The token of no ping: edges skip a Pong with it. QUIC repeats itself ever more seldom, and late where round trips were
+/// uneven; a new word goes out at once.
+const NO_PING: u64 = 0;
 
 /// What the link had seen when the question went out, or an earlier one that had no answer either, and when that was.
 #[derive(Debug)]
@@ -49,16 +52,22 @@ impl Silence {
         let link = &self.handle.link;
         let rtt = link.rtt();
         let span = |(least, round_trips): (Duration, u32)| least.max(rtt.saturating_mul(round_trips));
-        sleep(span(if self.since.elapsed() < span(PATIENCE) { PATIENCE } else { AGAIN })).await;
+        let patience = span(if self.since.elapsed() < span(PATIENCE) { PATIENCE } else { AGAIN });
+        let (until, quarter) = (Instant::now() + patience, patience / 4);
         loop {
+            sleep(if Instant::now() < until { quarter } else { LOOK }).await;
             let now = link.stats();
             if now.received_bytes != self.then.received_bytes {
                 return std::future::pending().await;
             }
-            if now.sent_packets >= self.then.sent_packets + ASKED || self.handle.is_overdue() {
+            let enough = now.sent_packets >= self.then.sent_packets + ASKED;
+            if (enough || self.handle.is_overdue()) && Instant::now() >= until {
                 return refusal(&self.handle.id, self.since.elapsed(), rtt, self.handle.heard());
             }
-            sleep(LOOK).await;
+            if !enough {
+                // Whether it is taken does not matter: then others wait to be sent.
+                let _ = self.handle.order(ShardToEdge::Pong(NO_PING));
+            }
         }
     }
 }

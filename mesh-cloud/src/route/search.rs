@@ -15,7 +15,9 @@ use proto::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{MAX_HOPS, NEWS, Opened, Request, Router, decide, may_be_elsewhere, unknown_service};
+use super::{
+    ASK_AGAIN, MAX_HOPS, NEWS, ON_THE_WAY, Opened, Request, Router, decide, may_be_elsewhere, unknown_service,
+};
 use crate::{peer::NotThere, session::EdgeHandle, state::MeshState};
 
 /// How often a shard is asked whose link breaks while it is being asked.
@@ -89,6 +91,8 @@ impl<'a> Search<'a> {
             }
             let (patience, _) =
                 patience.get_or_insert_with(|| (self.until.min(Instant::now() + NEWS), parts.peers.want()));
+            let on_the_way = self.on_the_way(&state).filter(|until| *until > *patience);
+            let pause = on_the_way.map_or(*patience, |_| Instant::now() + ASK_AGAIN);
             let news = async {
                 tokio::select! {
                     biased;
@@ -96,12 +100,23 @@ impl<'a> Search<'a> {
                     () = words => {}
                 }
             };
-            if timeout_at(*patience, news).await.is_err() {
+            if timeout_at(pause, news).await.is_err() {
                 // Those who said no are asked once more: an edge whose shard is lost comes to one of them.
                 self.said.retain(|_, said| matches!(said, Said::Nothing(..)));
-                last = true;
+                last = on_the_way.is_none();
             }
         }
+    }
+
+    /// Until when the edge may be on its way to another shard, if the one that had it was lost just now: it tells nobody
+    /// where it goes, and whoever gets it has no owner to tell. Only the shard where the stream entered waits for that.
+    fn on_the_way(&self, state: &MeshState) -> Option<Instant> {
+        let parts = &self.router.0;
+        let told = parts.directory.holder(self.edge).map(|(shard, _)| shard);
+        let owner = state.ring.owner(self.edge).map(|m| m.shard.clone());
+        let lost = told.into_iter().chain(owner).filter_map(|shard| parts.peers.lost_at(&shard)).max()?;
+        let until = self.until.min(lost + ON_THE_WAY);
+        (self.request.hops == 0 && until > Instant::now()).then_some(until)
     }
 
     /// Uses the tunnel that ends here, if there is one.

@@ -84,7 +84,7 @@ async fn an_edge_whose_link_is_cut_is_said_to_be_so_at_once() {
     mesh.second_edge(way.open(mesh.shard.mesh).await).await;
     way.cut.store(true, Ordering::Relaxed);
     // Both that kubectl sends before it says no.
-    for limit in [700, 300] {
+    for limit in [600, 300] {
         let (answer, took) = asked(&folder, "shop-2:10250").await;
         let first = answer.lines().next().unwrap();
         assert!(
@@ -107,8 +107,8 @@ async fn an_edge_that_is_only_slow_has_all_its_time() {
     let mesh = mesh(&folder, 1, |egress| egress.within_secs = 3.0).await;
     let way = Way::default();
     mesh.second_edge(way.open(mesh.shard.mesh).await).await;
-    // A round trip that was a millisecond is nearly half a second from one moment to the next.
-    way.delay_ms.store(200, Ordering::Relaxed);
+    // A round trip that was a millisecond is a third of a second from one moment to the next.
+    way.delay_ms.store(160, Ordering::Relaxed);
     let mut socket = call(&folder, &format!("shop-2:{}", echo().await)).await;
     let mut answer = vec![0; ESTABLISHED.len()];
     tokio::io::AsyncReadExt::read_exact(&mut socket, &mut answer).await.unwrap();

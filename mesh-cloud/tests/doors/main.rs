@@ -20,3 +20,4 @@ mod proxy;
 mod smuggling;
 mod socks;
 mod tcp;
+mod udp;

@@ -34,6 +34,7 @@ use runtime::{
     access::{AccessRecord, AccessWriter},
     admin::Ready,
     clock,
+    flow::{self, PacketSink, Terms, relay, socket},
     frames::FrameReader,
     link::{
         Link, Stream,
@@ -48,7 +49,7 @@ use runtime::{
 use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     sync::{mpsc, watch},
     time::timeout,
 };
@@ -263,7 +264,11 @@ async fn serve(mut stream: Stream, ports: Arc<BTreeMap<String, u16>>) {
     let mut reader = FrameReader::new(MAX_STREAM_HEAD);
     let Ok(Some(head)) = reader.next(&mut stream.recv).await else { return };
     stream.recv.unread(reader.into_rest());
-    let port = match Open::decode(head).unwrap().target {
+    let open = Open::decode(head).unwrap();
+    if open.datagrams {
+        return serve_flow(stream, open.target).await;
+    }
+    let port = match open.target {
         Target::Tcp { to, .. } => to.port,
         Target::Service { name, .. } => ports[name.as_str()],
         other @ (Target::Udp { .. } | Target::Probe { .. }) => panic!("no test asks for {other}"),
@@ -292,6 +297,31 @@ async fn serve(mut stream: Stream, ports: Arc<BTreeMap<String, u16>>) {
             }
         }
     }
+}
+
+async fn serve_flow(mut stream: Stream, target: Target) {
+    let Target::Udp { edge, to } = target else { panic!("no test asks for {target}") };
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, to.port));
+    let opened = Answer::Opened { edge, address: address.to_string() };
+    stream.send.write_one(opened.encode()).await.unwrap();
+    let (mut shard, mut target) = (flow::stream::side(stream), socket::side(socket::connect(address).await.unwrap()));
+    shard.sink.opened();
+    let (meter, cancel) = (Meter::default(), CancellationToken::new());
+    let terms = Terms { meter: &meter, idle: None, cancel: &cancel };
+    let _ = relay(&mut shard, &mut target, &terms).await;
+}
+
+/// A UDP service that sends back what it gets.
+pub(crate) async fn udp_echo() -> u16 {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = socket.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 65_536];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            let _ = socket.send_to(&buffer[..length], from).await;
+        }
+    });
+    port
 }
 
 /// A service that a test plays by hand.

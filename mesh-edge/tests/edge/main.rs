@@ -5,6 +5,7 @@
 mod apiserver;
 mod carriers;
 mod fake;
+mod flows;
 mod identity;
 mod life;
 mod loss;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use clap::Args;
 use proto::target::Target;
 use runtime::{
+    flow::port::UdpPort,
     shutdown::{self, Tasks},
     splice::{Meter, TcpEnd, splice},
 };
@@ -30,6 +31,7 @@ use crate::{
 
 mod line;
 mod spec;
+mod udp;
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 1024;
@@ -49,13 +51,22 @@ With a service, or with a port in the target, it is the local one:
   meshctl forward shop-1/web 8080
   meshctl forward '*/web' 8080                   of any edge that announces it
   meshctl forward shop-1:5432 15432
-A local port 0, or none with a service, takes a free one. Ctrl-C ends it.")]
+A local port 0, or none with a service, takes a free one. Ctrl-C ends it.
+With --udp all of them are UDP ports, with one flow for each program that talks to them:
+  meshctl forward --udp shop-1 53:5353
+  meshctl forward --udp shop-1/dns 5353")]
 pub(crate) struct ForwardArgs {
     /// EDGE, EDGE/HOST, EDGE/SERVICE, EDGE:PORT or */SERVICE.
     target: String,
     /// Ports: LOCAL, or REMOTE:LOCAL.
     #[arg(value_name = "PORTS")]
     ports: Vec<String>,
+    /// UDP in place of TCP.
+    #[arg(long)]
+    udp: bool,
+    /// With --udp, seconds of silence after which a flow ends.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400), requires = "udp")]
+    idle: u32,
 }
 
 /// Forwards until Ctrl-C.
@@ -69,7 +80,17 @@ pub(crate) async fn run(context: &Context, args: ForwardArgs) -> Result<(), Fail
     let (line, keeper) = Line::open(session).await?;
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut told = Vec::new();
-    for forward in forwards {
+    for Forward { target, local } in forwards.iter().filter(|_| args.udp) {
+        let target = target.clone().over_udp();
+        let ports = udp::listen(*local)?;
+        told.push((target.clone(), ports.iter().map(UdpPort::local_addr).collect::<io::Result<Vec<_>>>()?));
+        for port in ports {
+            let idle = Duration::from_secs(args.idle.into());
+            let door = udp::Door { target: target.clone(), line: line.clone(), idle, ending: tasks.token() };
+            tasks.spawn(door.serve(port, tasks.clone()));
+        }
+    }
+    for forward in forwards.into_iter().filter(|_| !args.udp) {
         let listeners = listen(forward.local).await?;
         let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
         told.push((forward.target.clone(), addresses));

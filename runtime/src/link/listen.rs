@@ -76,8 +76,8 @@ impl Listener {
     /// The next one who wants in; `None` once the listener is closed. Cancel-safe.
     pub async fn accept(&self) -> Option<Arriving> {
         let Some(tcp) = &self.tcp else { return self.accept_quic().await };
+        // Not in an order: a crowd over one carrier must not keep those out who come over the other.
         tokio::select! {
-            biased;
             arriving = self.accept_quic() => arriving,
             arriving = tcp.accept() => Some(Arriving(Way::Tcp(Box::new(arriving), tcp.clone()))),
         }

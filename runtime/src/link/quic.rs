@@ -20,7 +20,10 @@ use quinn::{
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{ConnectedSocket, EndCause, Link, LinkEnd, Own, SignSender, buffers, congestion::Congestion};
+use super::{
+    ConnectedSocket, EndCause, Link, LinkEnd, LinkState, Own, SignSender, buffers, congestion::Congestion,
+    datagrams::Datagrams,
+};
 use crate::tls;
 
 /// What a link may use. Every limit is set here; none is left to a library's default.
@@ -42,6 +45,8 @@ pub struct LinkLimits {
     pub handshake: Duration,
     /// Who decides how much may be in flight.
     pub congestion: Congestion,
+    /// Bytes of datagrams that may wait on a link, each way; with 0 there are none and they travel in streams.
+    pub datagrams: usize,
 }
 
 impl Default for LinkLimits {
@@ -58,6 +63,7 @@ impl Default for LinkLimits {
             keep_alive: None,
             handshake: Duration::from_secs(5),
             congestion: Congestion::default(),
+            datagrams: 512 * 1024,
         }
     }
 }
@@ -119,7 +125,8 @@ impl LinkLimits {
             .initial_mtu(INITIAL_MTU)
             .mtu_discovery_config(Some(discovery))
             .congestion_controller_factory(self.congestion.factory())
-            .datagram_receive_buffer_size(None);
+            .datagram_send_buffer_size(self.datagrams)
+            .datagram_receive_buffer_size((self.datagrams > 0).then_some(self.datagrams));
         transport
     }
 }
@@ -273,7 +280,11 @@ pub(super) async fn within(deadline: Duration, connecting: quinn::Connecting) ->
 pub(super) fn link_of(connection: Connection, limits: &LinkLimits, own: Option<Own>) -> Result<Link, LinkEnd> {
     let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     match tls::peer_facts(chain.as_deref().map(Vec::as_slice)) {
-        Ok(Some(facts)) => Ok(Link::over_quic(connection, Arc::new(facts), limits, own)),
+        Ok(Some(facts)) => {
+            let datagrams = if limits.datagrams > 0 { Datagrams::of(&connection) } else { None };
+            let state = LinkState::new(limits.stalled_streams(), datagrams);
+            Ok(Link::over_quic(connection, Arc::new(facts), state, limits.send_window, own))
+        }
         Ok(None) => Err(refuse(&connection, "no certificate")),
         Err(e) => Err(refuse(&connection, &e.to_string())),
     }

@@ -16,6 +16,7 @@ use tokio::io::ReadBuf;
 
 use super::{
     LinkEnd,
+    datagrams::{Datagrams, Place},
     priority::{QuicSender, Room},
     tcp::{Receiver, Sender},
 };
@@ -33,18 +34,25 @@ impl Stream {
     pub(super) fn over_quic(
         (send, recv): (quinn::SendStream, quinn::RecvStream),
         room: &Arc<Room>,
-        pressure: Arc<Pressure>,
+        state: Arc<LinkState>,
     ) -> Self {
-        Self::new(SendWay::Quic(QuicSender::new(send, Arc::clone(room))), RecvWay::Quic(recv), pressure)
+        Self::new(SendWay::Quic(QuicSender::new(send, Arc::clone(room))), RecvWay::Quic(recv), state)
     }
 
-    pub(super) fn over_tcp((send, recv): (Sender, Receiver), pressure: Arc<Pressure>) -> Self {
-        Self::new(SendWay::Tcp(send), RecvWay::Tcp(recv), pressure)
+    pub(super) fn over_tcp((send, recv): (Sender, Receiver), state: Arc<LinkState>) -> Self {
+        Self::new(SendWay::Tcp(send), RecvWay::Tcp(recv), state)
     }
 
-    const fn new(send: SendWay, recv: RecvWay, pressure: Arc<Pressure>) -> Self {
-        let recv = RecvHalf { way: recv, head: Bytes::new(), ended: false, pressure };
+    const fn new(send: SendWay, recv: RecvWay, state: Arc<LinkState>) -> Self {
+        let recv = RecvHalf { way: recv, head: Bytes::new(), ended: false, state };
         Self { send: SendHalf { way: send, ended: false }, recv }
+    }
+
+    /// Where datagrams of the flow go that this stream stands for, besides the stream itself; `None` if they all go in it.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let SendWay::Quic(send) = &self.send.way else { return None };
+        let datagrams = self.recv.state.datagrams.as_ref()?;
+        Some(Datagrams::place(datagrams, send.stream.id().into()))
     }
 
     /// Breaks both directions.
@@ -221,7 +229,7 @@ pub struct RecvHalf {
     way: RecvWay,
     head: Bytes,
     ended: bool,
-    pressure: Arc<Pressure>,
+    state: Arc<LinkState>,
 }
 
 #[derive(Debug)]
@@ -230,24 +238,31 @@ enum RecvWay {
     Tcp(Receiver),
 }
 
-/// How many streams of a link are read by nobody. Each of them may hold a whole stream window of the link's, and once
-/// they hold most of it, the streams that are read wait for room as well.
+/// What the streams of a link share.
 #[derive(Debug)]
-pub struct Pressure {
-    /// Stalled streams that leave enough room for the others.
+pub(super) struct LinkState {
+    /// Stalled streams that leave enough room for the others. Each may hold a whole stream window of the link's, and
+    /// once they hold most of it, the streams that are read wait for room as well.
     room: usize,
+    /// Streams that are read by nobody.
     stalled: AtomicUsize,
+    /// Where datagrams go that do not travel in streams; `None` if the carrier or the peer has no such thing.
+    datagrams: Option<Arc<Datagrams>>,
 }
 
-impl Pressure {
-    pub(super) const fn new(room: usize) -> Self {
-        Self { room, stalled: AtomicUsize::new(0) }
+impl LinkState {
+    pub(super) const fn new(room: usize, datagrams: Option<Arc<Datagrams>>) -> Self {
+        Self { room, stalled: AtomicUsize::new(0), datagrams }
+    }
+
+    pub(super) const fn has_datagrams(&self) -> bool {
+        self.datagrams.is_some()
     }
 }
 
 /// Counts a stream as stalled, until dropped.
 #[derive(Debug)]
-pub struct Stalled(Arc<Pressure>);
+pub struct Stalled(Arc<LinkState>);
 
 impl Stalled {
     /// Whether so many streams are stalled that the others suffer.
@@ -267,8 +282,8 @@ impl RecvHalf {
     /// Notes that what came in cannot be passed on for now.
     #[must_use]
     pub fn stalled(&self) -> Stalled {
-        self.pressure.stalled.fetch_add(1, Ordering::Relaxed);
-        Stalled(Arc::clone(&self.pressure))
+        self.state.stalled.fetch_add(1, Ordering::Relaxed);
+        Stalled(Arc::clone(&self.state))
     }
 
     /// The next bytes, at most `max`; `None` at the clean end. Cancel-safe.

@@ -85,6 +85,7 @@ metrics_listen = "[::]:7446"
 {{- $values := .root.Values -}}
 {{- $uds := eq .part "egress" -}}
 listen = "[::]:{{ $uds | ternary $values.egress.uds.port $values.shards.port }}"
+tcp = {{ $values.shards.tcp }}
 admin = "[::]:7484"
 domain = {{ toJson $values.domain }}
 control = [{{ printf "%s:7443" (include "causeway.controlHost" .root) | toJson }}]
@@ -210,6 +211,14 @@ spec:
       {{- if or $uds (eq $values.shards.address "hostPort") }}
       hostPort: {{ $port }}
       {{- end }}
+    {{- if $values.shards.tcp }}
+    # For edges in networks without UDP.
+    - name: mesh-tcp
+      containerPort: {{ $port }}
+      {{- if or $uds (eq $values.shards.address "hostPort") }}
+      hostPort: {{ $port }}
+      {{- end }}
+    {{- end }}
     - {name: admin, containerPort: 7484}
     {{- if $values.egress.tcp.enabled }}
     - {name: egress, containerPort: {{ $values.egress.tcp.port }}}
