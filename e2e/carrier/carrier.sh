@@ -13,6 +13,7 @@ shard
 site_tricks
 site_edge shop-1 echo tcp "127.0.0.1:${at[tricks]}"
 allow door/echo service/echo
+allow group/admin 'edge/*' '*'
 ok
 
 step 'UDP blocked from the start: the first stream works within 2 s'
@@ -25,6 +26,7 @@ took=$(since "$began")
 over tcp || fail 'it is not over TCP'
 same "$(shard_over tcp)" 1
 grep -q 'UDP does not come through' "$dir/log/shop-1.log" || fail 'the log does not say so'
+told none 0 'shard-1 holds its tunnel' shop-1
 ok "$took after the start of the process"
 
 step 'UDP opened: back on QUIC within 60 s, and the stream that runs goes on'

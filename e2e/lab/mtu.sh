@@ -26,9 +26,9 @@ ok "$(edge_metric mesh_edge_path_mtu_bytes) bytes of UDP payload"
 narrow() {
   local figures
   start bulk mesh-loadtest echo --connect "$host:${at[echo]}" --say echo --bytes 40000000
-  moving() { (($(internet_figures "$1" | grep -o 'sent_bytes=[0-9]*' | cut -d= -f2) > 10000000)); }
+  moving() { (($(internet_figures up | grep -o 'sent_bytes=[0-9]*' | cut -d= -f2) > 10000000)); }
   internet_forget
-  wait_for 20 moving up
+  wait_for 20 moving
   internet "$1" mtu=1280
   wait "${pid[bulk]}" || fail "the transfer broke: $(cat "$dir/log/bulk.log")"
   unset 'pid[bulk]'
