@@ -1,6 +1,7 @@
 //! The API: one table of routes, which says of each who may call it. The router is made of the table alone, and a test
 //! compares the table with `openapi.json`, so there is no route that is not documented and none that is not guarded.
 
+mod audit;
 pub mod guard;
 mod handlers;
 pub mod limit;
@@ -40,6 +41,8 @@ const MAX_BODY: usize = 64 * 1024;
 const MAX_REPORT: usize = 32 * 1024 * 1024;
 /// When to try again what may work later, in seconds.
 const RETRY_AFTER: &str = "5";
+/// Longest batch of access records, in bytes: their texts have bounds of their own.
+const MAX_ACCESS: usize = 8 * 1024 * 1024;
 /// How often the lease of a shard that does not change is written down, in seconds; an hour without means that it is gone.
 const LEASE_WRITTEN: i64 = 600;
 
@@ -106,6 +109,8 @@ pub struct App {
     pub failures: FailureLimit,
     /// The end of the process.
     pub tasks: Tasks,
+    /// Whether access records are kept at all.
+    pub keeps_access: bool,
     /// Leases of shards as they were written down last.
     pub kept: Mutex<HashMap<ShardId, StoredLease>>,
 }
@@ -165,6 +170,13 @@ pub fn routes() -> Vec<Route> {
             Access::Shard,
             routing::post(shards::report).layer(DefaultBodyLimit::max(MAX_REPORT)),
         ),
+        route(
+            post.clone(),
+            "/v1/shards/access",
+            Access::Shard,
+            routing::post(audit::take).layer(DefaultBodyLimit::max(MAX_ACCESS)),
+        ),
+        route(get.clone(), "/v1/access", Access::Admin, routing::get(audit::list)),
         route(get.clone(), "/v1/shards", Access::User, routing::get(shards::list)),
         route(put.clone(), "/v1/shards/{name}/order", Access::Admin, routing::put(shards::order)),
         route(get.clone(), "/v1/ring", Access::User, routing::get(shards::ring)),

@@ -55,8 +55,26 @@ pub struct ControlConfig {
     pub leaf_ttl_secs: LeafTtl,
     /// Kubernetes.
     pub kubernetes: KubernetesConfig,
+    /// Access records.
+    pub audit: AuditConfig,
     /// Logging.
     pub log: LogConfig,
+}
+
+/// What is kept of the access records that shards send, for `meshctl audit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// For how many days; 0 keeps none at all. `30`
+    pub keep_days: u32,
+    /// How many at most; the oldest go first. `1000000`
+    pub keep_records: u32,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { keep_days: 30, keep_records: 1_000_000 }
+    }
 }
 
 /// Kubernetes, for a mesh whose edges are nodes of a cluster.
@@ -169,6 +187,7 @@ impl Default for ControlConfig {
             ca: CaConfig::default(),
             leaf_ttl_secs: LeafTtl::default(),
             kubernetes: KubernetesConfig::default(),
+            audit: AuditConfig::default(),
             log: LogConfig::default(),
         }
     }

@@ -14,6 +14,7 @@ pub mod membership;
 pub mod metrics;
 pub mod own;
 pub mod presence;
+pub mod retention;
 pub mod sight;
 pub mod store;
 pub mod token;
@@ -166,6 +167,7 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
         metrics: metrics.clone(),
         failures: FailureLimit::default(),
         tasks: tasks.clone(),
+        keeps_access: config.audit.keep_days > 0 && config.audit.keep_records > 0,
         kept: Mutex::default(),
     });
     let server = Server::new(listener, &identity, bundle.clone(), api::router(&app), metrics.clone())?;
@@ -175,6 +177,7 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
     tasks.spawn(own::renew(own, authority.clone(), identity.clone(), metrics.clone(), tasks.clone()));
     tasks.spawn(own::follow_roots(sources, authority.clone(), bundle, hub.clone(), tasks.clone()));
     tasks.spawn(hub.clone().keep_house(tasks.clone()));
+    tasks.spawn(retention::run(store.clone(), config.audit, tasks.clone()));
     let mut metrics_api = None;
     if let Some(client) = cluster {
         let of = (&presence, &identity);

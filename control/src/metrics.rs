@@ -62,6 +62,10 @@ pub struct Metrics {
     pub kube_errors: IntCounterVec,
     /// What the address book holds.
     pub book_entries: IntGaugeVec,
+    /// Access records that were kept.
+    pub access_records: IntCounter,
+    /// Access records that shards had no room for.
+    pub access_lost: IntCounter,
     /// How long a change took from its commit to the watchers, in seconds.
     pub publish_seconds: Histogram,
 }
@@ -124,6 +128,14 @@ impl Metrics {
             )?,
             kube_errors: counters("kube_errors_total", "Failures to follow Kubernetes.", &["kind"])?,
             book_entries: gauges("book_entries", "What the address book of the cluster holds.", &["what"])?,
+            access_records: register(
+                registry,
+                IntCounter::new("mesh_control_access_records_total", "Access records that were kept.")?,
+            )?,
+            access_lost: register(
+                registry,
+                IntCounter::new("mesh_control_access_lost_total", "Access records that shards had no room for.")?,
+            )?,
             publish_seconds: register(
                 registry,
                 Histogram::with_opts(histogram("publish_seconds", "From the commit of a change to the watchers."))?,

@@ -5,6 +5,7 @@
 //! their order, and whoever polls the revision misses nothing. Every call has a deadline; an error never holds the
 //! database's URL, because that may hold a password.
 
+pub mod access;
 pub mod book;
 pub mod certificates;
 pub mod edges;

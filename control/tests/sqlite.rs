@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where something is wrong")]
 
+#[path = "stories/audit.rs"]
+mod audit;
 #[path = "stories/raw.rs"]
 mod raw;
 #[path = "stories/ring.rs"]

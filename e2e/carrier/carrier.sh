@@ -26,7 +26,7 @@ took=$(since "$began")
 over tcp || fail 'it is not over TCP'
 same "$(shard_over tcp)" 1
 grep -q 'UDP does not come through' "$dir/log/shop-1.log" || fail 'the log does not say so'
-told none 0 'shard-1 holds its tunnel' shop-1
+told udp-blocked 0 'over TCP, since QUIC did not come through' shop-1
 ok "$took after the start of the process"
 
 step 'UDP opened: back on QUIC within 60 s, and the stream that runs goes on'

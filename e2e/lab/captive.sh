@@ -50,7 +50,7 @@ start_site_edge shop-1
 wait_for 20 echoes
 took=$(since "$began")
 over tcp
-told none 0 'shard-1 holds its tunnel' shop-1
+told udp-blocked 0 'through http://' shop-1
 ok "$took after the start of the process; $sentence"
 
 step 'bytes come through unharmed'

@@ -7,6 +7,7 @@ use proto::{
         AccessToken, ApiError, EdgeView, EnrolRequest, Enrolled, Presence, RenewFor, RenewRequest, Revoked, ShardOrder,
         ShardReport, ShardView, TokenCreated, TokenRequest, TokenView, WatchEvent, WhoAmI,
     },
+    audit::{AccessBatch, AccessPage},
     id::EdgeId,
     policy::{Decision, Place, Policy, Rule},
     principal::Principal,
@@ -48,6 +49,8 @@ pub fn api(data: &[u8]) {
     comes_back::<AccessToken>(data);
     comes_back::<WhoAmI>(data);
     comes_back::<ApiError>(data);
+    comes_back::<AccessBatch>(data);
+    comes_back::<AccessPage>(data);
 }
 
 /// The ring, as it is kept and sent. Whatever it says, each of its shards is asked once, in an order that two processes

@@ -9,6 +9,7 @@ use proto::{
     message::{EdgeToShard, MAX_AVOIDED, MAX_SERVICES, ShardToEdge},
     peer::{MAX_ANNOUNCED, MAX_HELD, ShardToShard},
     principal::Principal,
+    standing::{MAX_ALLOWS, MAX_TEXT, MAX_TROUBLES},
     stream::{Answer, MAX_VIA, Open},
 };
 
@@ -44,6 +45,10 @@ pub fn edge_to_shard(data: &[u8]) {
     }
     if let EdgeToShard::Hello(hello) = &message {
         assert!(hello.avoid.len() <= MAX_AVOIDED, "{} shards to avoid", hello.avoid.len());
+    }
+    if let EdgeToShard::Standing(standing) = &message {
+        assert!(standing.troubles.len() <= MAX_TROUBLES && standing.allows.len() <= MAX_ALLOWS);
+        assert!(standing.troubles.iter().all(|trouble| trouble.detail.chars().count() <= MAX_TEXT));
     }
     let printed = message.clone().encode();
     comes_back(&came, MAX_EDGE_TO_SHARD, Some(message), printed, EdgeToShard::decode);

@@ -151,7 +151,10 @@ async fn serve_one(listener: Listener, edge: EdgeId, elsewhere: (String, String)
                 }
             }
             Some(EdgeToShard::Bye { .. }) => break,
-            Some(EdgeToShard::Hello(_) | EdgeToShard::Announce(_) | EdgeToShard::Renew(_)) | None => {}
+            Some(
+                EdgeToShard::Hello(_) | EdgeToShard::Announce(_) | EdgeToShard::Renew(_) | EdgeToShard::Standing(_),
+            )
+            | None => {}
         }
     }
     link.ended().await;

@@ -41,6 +41,8 @@ pub struct ShardConfig {
     pub admin: Option<SocketAddr>,
     /// Where access records go: `"stdout"`, `"off"`, or `{ file = "/path" }`.
     pub access: AccessLog,
+    /// What of the access records control gets, for `meshctl audit`.
+    pub audit: AuditConfig,
     /// Logging.
     pub log: LogConfig,
     /// Seconds that streams have to end after SIGTERM; must lie inside `terminationGracePeriodSeconds`. 25.
@@ -58,6 +60,24 @@ pub struct ShardConfig {
     pub enrol: Option<EnrolConfig>,
     /// Bounds.
     pub limits: LimitsConfig,
+}
+
+/// Access records on their way to control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// Whether they are sent. `true`.
+    pub enabled: bool,
+    /// Of streams that finished well one of so many is sent; those that were refused, reset or cancelled all are. 1.
+    pub one_of: u64,
+    /// Records that wait while control is away; one more is counted and not kept. 20000.
+    pub queue: usize,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { enabled: true, one_of: 1, queue: 20_000 }
+    }
 }
 
 /// How a shard in Kubernetes enrols: control knows its service account, and gives it the name of its pod.
@@ -87,6 +107,7 @@ impl Default for ShardConfig {
             doors: DoorsConfig::default(),
             admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 7484))),
             access: AccessLog::default(),
+            audit: AuditConfig::default(),
             log: LogConfig::default(),
             drain_secs: 25,
             linger_secs: 5,
@@ -286,7 +307,7 @@ pub struct LimitsConfig {
     /// Streams that another shard may have passed on at once. 65,536.
     pub streams_per_peer: u32,
     /// Least milliseconds between two pings of an edge, 250 to 10,000; with more than 4,800 edges it becomes more by
-    /// itself. Longer ones save an edge's data volume (220 bytes each) and find a killed shard later. 1,500.
+    /// itself. Longer ones save an edge's data volume and find a killed shard later. 1,500.
     pub ping_ms: u64,
     /// Who decides how much is sent at once on links: `model`, a model of each path, or `cubic`. `model`.
     pub congestion: Congestion,

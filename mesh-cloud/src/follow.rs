@@ -153,7 +153,11 @@ impl Clients {
     }
 
     /// `POST` to the present one; to the others as well if it cannot be used now.
-    async fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A, ApiClientError> {
+    pub(crate) async fn post<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<A, ApiClientError> {
         let mut left = self.0.0.len();
         loop {
             left -= 1;
@@ -265,6 +269,9 @@ fn presence(
         services: handle.services().to_vec(),
         rtt_us: u64::try_from(handle.link.rtt().as_micros()).unwrap_or(u64::MAX),
         streams: handle.streams() as u64,
+        carrier: handle.link.carrier().slug().to_owned(),
+        standing: handle.standing().map(|(standing, _)| standing.as_ref().clone()),
+        standing_at: handle.standing().map(|(_, at)| at),
     };
     if full {
         return (registry.all().iter().map(|h| of(h)).collect(), Vec::new());

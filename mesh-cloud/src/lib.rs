@@ -20,6 +20,7 @@ use runtime::{
     access::AccessWriter,
     admin::{self, Ready, ReadyPart},
     api::ApiClient,
+    audit::AuditQueue,
     clock,
     flow::port::UdpPort,
     identity::IdentityDir,
@@ -35,6 +36,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub mod admit;
+pub mod audit;
 pub mod config;
 pub mod directory;
 pub mod doors;
@@ -180,6 +182,12 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     };
     let (state_sender, state) = watch::channel(Arc::new(MeshState::default()));
     let (renewals, renewal_requests) = mpsc::channel(RENEWALS);
+    let access = AccessWriter::start(&config.access, &tasks).context("cannot open the access log")?;
+    let queue = config.audit.enabled.then(|| AuditQueue::new(config.audit.queue, config.audit.one_of));
+    let access = match &queue {
+        Some(queue) => access.and_audit(queue.clone()),
+        None => access,
+    };
     let parts = Parts {
         shard,
         identity: identity.clone(),
@@ -187,7 +195,7 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
         listener,
         state,
         live: LiveCredentials::default(),
-        access: AccessWriter::start(&config.access, &tasks).context("cannot open the access log")?,
+        access,
         metrics: Arc::clone(&metrics),
         renewals,
         ready: ready.part("doors"),
@@ -218,6 +226,10 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
         reports: Arc::default(),
     };
     let standing = running.standing.clone();
+    if let Some(queue) = queue {
+        let auditor = audit::Auditor { queue, started: reporter.started, metrics: Arc::clone(&metrics) };
+        tasks.spawn(auditor.run(clients.clone(), standing.clone()));
+    }
     reporter.start(&clients, &tasks);
     tasks.spawn(until_drained(standing.clone(), following.run(clients.clone())));
     tasks.spawn(until_drained(standing.clone(), follow::renew(clients.clone(), renewal_requests, metrics)));

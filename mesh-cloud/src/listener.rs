@@ -11,7 +11,7 @@ use proto::{
     ALPN_PEER,
     api::{Parting, ShardState},
     code::CloseCode,
-    id::{EdgeId, ShardId},
+    id::ShardId,
     identity::{Identity, Role},
     message::{Refuse, ShardToEdge, Welcome},
     principal::Principal,
@@ -42,7 +42,7 @@ use crate::{
     peer::hear::Hearing,
     registry::{Registered, Registry},
     route::Router,
-    session::{Notice, Renewals, Session, SessionEnd},
+    session::{EdgeHandle, Notice, Renewals, Session, SessionEnd},
 };
 
 /// Arrivals that wait for their handshake; one more is turned away.
@@ -342,19 +342,20 @@ impl Reception {
         if let Some(old) = old.filter(|old| old.instance != session.handle.instance) {
             old.replaced();
         }
-        session.say(ShardToEdge::Welcome(self.welcome_for(&session.handle.id, session.handle.generation))).await?;
+        session.say(ShardToEdge::Welcome(self.welcome_for(&session.handle))).await?;
         Ok((session, registered))
     }
 
-    fn welcome_for(&self, edge: &EdgeId, generation: u64) -> Welcome {
+    fn welcome_for(&self, edge: &EdgeHandle) -> Welcome {
         let state = self.router.state();
         Welcome {
             shard: self.shard.clone(),
             epoch: state.ring.epoch(),
-            candidates: candidates(&state.ring, &self.shard, edge),
+            candidates: candidates(&state.ring, &self.shard, &edge.id),
             unix_ms: clock::unix_millis(),
             ping: ping_period(self.registry.len(), Duration::from_millis(self.limits.ping_ms)),
-            generation,
+            generation: edge.generation,
+            seen_as: edge.address().to_string(),
         }
     }
 
@@ -370,6 +371,7 @@ impl Reception {
         let leaving = OnceLock::new();
         let notify = |notice| match notice {
             Notice::Announced(services) => registered.announce(services),
+            Notice::Stands(standing) => registered.stands(standing),
             Notice::Leaving => {
                 leaving.get_or_init(|| Leaving::new(Arc::clone(self.router.metrics())));
                 registered.leave();

@@ -70,6 +70,10 @@ pub struct Metrics {
     pub arrivals_waiting: IntGauge,
     /// Access records that could not be queued.
     pub records_lost: IntCounter,
+    /// Access records for control: `sent`, `refused` by it, or `dropped` for want of room.
+    pub audit_records: IntCounterVec,
+    /// Access records that wait to be sent.
+    pub audit_waiting: IntGauge,
     /// Renewals that were passed to control, by outcome.
     pub renewals: IntCounterVec,
     /// Entries of the address book, by kind; those without room are of the kind `left-out`.
@@ -141,6 +145,8 @@ impl Metrics {
                 "access_records_lost_total",
                 "Records of cancelled streams that found the queue full.",
             )?,
+            audit_records: counters("audit_records_total", "Access records for control, by outcome.", &["outcome"])?,
+            audit_waiting: gauge("audit_waiting", "Access records that wait to be sent to control.")?,
             renewals: counters("renewals_total", "Renewals passed to control, by outcome.", &["outcome"])?,
             book_entries: gauges("book_entries", "Entries of the cluster's address book, by kind.", &["kind"])?,
         })

@@ -242,6 +242,17 @@ impl Registered {
         inner.changed(&self.handle.id);
     }
 
+    /// Takes note of how the edge says that it came here. Control is told with the next report; nobody is woken for it.
+    pub fn stands(&self, standing: proto::standing::Standing) {
+        self.handle.set_standing(standing);
+        let mut inner = self.registry.0.lock();
+        if inner.is_newest(&self.handle) {
+            for follower in inner.followers.values_mut() {
+                follower.changed.insert(self.handle.id.clone());
+            }
+        }
+    }
+
     /// Whether no newer tunnel of the edge has come.
     #[must_use]
     pub fn is_newest(&self) -> bool {

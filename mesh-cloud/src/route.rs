@@ -273,6 +273,9 @@ impl Router {
         if routed.shard != self.0.shard {
             record.holder = routed.shard.to_string();
         }
+        if let Some(count) = &count {
+            count.tunnel().link.carrier().slug().clone_into(&mut record.carrier);
+        }
         Trail {
             edge: routed.edge.clone(),
             record: Some(record.clone()),

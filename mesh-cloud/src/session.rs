@@ -16,6 +16,7 @@ use proto::{
     frame::{FrameError, MAX_EDGE_TO_SHARD},
     id::{EdgeId, ShardId, SiteName},
     message::{EdgeToShard, Hello, Refuse, Renew, Renewal, Service, ShardToEdge},
+    standing::Standing,
     stream::{Open, Refusal},
 };
 use runtime::{
@@ -72,6 +73,8 @@ pub struct EdgeHandle {
     /// nothing has come.
     pub(crate) asked: Mutex<Option<(LinkStats, Instant)>>,
     services: RwLock<Arc<Vec<Service>>>,
+    /// How the edge says that it came here, and when it said so, in seconds since 1970.
+    standing: RwLock<Option<(Arc<Standing>, i64)>>,
     streams: AtomicUsize,
     orders: mpsc::Sender<ShardToEdge>,
     replaced: CancellationToken,
@@ -87,6 +90,17 @@ impl EdgeHandle {
     /// Takes over a new announcement; the registry does, which keeps the index.
     pub(crate) fn set_services(&self, services: Vec<Service>) {
         *self.services.write() = Arc::new(services);
+    }
+
+    /// How the edge says that it came here, and when it said so, in seconds since 1970.
+    #[must_use]
+    pub fn standing(&self) -> Option<(Arc<Standing>, i64)> {
+        self.standing.read().clone()
+    }
+
+    /// Takes over what it says; the registry does, which tells those who follow.
+    pub(crate) fn set_standing(&self, standing: Standing) {
+        *self.standing.write() = Some((Arc::new(standing), clock::unix_now()));
     }
 
     /// Streams that are open to the edge.
@@ -215,6 +229,8 @@ struct Control {
 pub enum Notice {
     /// All services that it now answers for.
     Announced(Vec<Service>),
+    /// How it came here.
+    Stands(Standing),
     /// It wants no new streams; those that are open go on.
     Leaving,
 }
@@ -276,6 +292,7 @@ impl Session {
             period: AtomicU64::new(0),
             asked: Mutex::default(),
             services: RwLock::default(),
+            standing: RwLock::default(),
             streams: AtomicUsize::new(0),
             orders: sender,
             replaced: CancellationToken::new(),
@@ -341,6 +358,10 @@ impl Session {
                         Ok(EdgeToShard::Ping(token)) => self.control.write(ShardToEdge::Pong(token)).await,
                         Ok(EdgeToShard::Announce(services)) => {
                             notify(Notice::Announced(services));
+                            Ok(())
+                        }
+                        Ok(EdgeToShard::Standing(standing)) => {
+                            notify(Notice::Stands(standing));
                             Ok(())
                         }
                         Ok(EdgeToShard::Renew(renew)) => match ask(renewals, renew) {

@@ -260,6 +260,14 @@ impl EdgeConfig {
         Allow::new(edge, local, services, self.allow.clone()).with_cluster(cluster)
     }
 
+    /// What is allowed by itself, as it is told to the mesh: `kubelet`, `sshd`, `kubernetes`, and the lines of `allow`.
+    #[must_use]
+    pub fn told_allows(&self) -> Vec<String> {
+        let words = [("kubelet", self.kubelet), ("sshd", self.sshd), ("kubernetes", self.kubernetes)];
+        let words = words.into_iter().filter(|(_, open)| *open).map(|(word, _)| word.to_owned());
+        words.chain(self.allow.iter().map(ToString::to_string)).collect()
+    }
+
     /// What a link may use.
     #[must_use]
     pub fn link_limits(&self) -> LinkLimits {

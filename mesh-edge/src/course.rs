@@ -18,6 +18,7 @@ use runtime::link::{EndCause, LinkEnd};
 use tokio::time::Instant;
 
 use self::avoid::{Avoid, Why};
+use crate::class::Class;
 
 mod avoid;
 
@@ -250,7 +251,7 @@ impl Course {
                 self.mind(end.cause);
                 if end.cause == EndCause::Closed(CloseCode::Overloaded) {
                     self.had_no_time(now, random);
-                } else if !could_not_reach(end.cause) {
+                } else if !Class::of(end.cause).is_unreached() {
                     self.answered = true;
                 } else if !quick {
                     self.could_not_reach_last(now);
@@ -338,10 +339,11 @@ impl Course {
 
     /// Takes note of what only people can change. If it is about this edge and not about one shard, the round is over.
     fn mind(&mut self, cause: EndCause) {
-        if hopeless(cause) {
+        let class = Class::of(cause);
+        if class.needs_people() {
             self.floor = SLOW;
         }
-        if about_this_edge(cause) {
+        if class.is_about_this_edge() {
             self.end_round();
         }
     }
@@ -465,41 +467,11 @@ impl Loss {
             | EndCause::WrongPeer
             | EndCause::Distrusted
             | EndCause::Expired
+            | EndCause::Clock
             | EndCause::NoCommonVersion
             | EndCause::Transport => Self::Other,
         }
     }
-}
-
-/// Whether an attempt says that this edge has no way to a shard, or no use for it.
-const fn could_not_reach(cause: EndCause) -> bool {
-    match cause {
-        EndCause::TimedOut
-        | EndCause::NobodyListens
-        | EndCause::PeerRestarted
-        | EndCause::NoRoute
-        | EndCause::ProxyRefused
-        | EndCause::NameUnknown
-        | EndCause::WrongCa
-        | EndCause::PeerExpired
-        | EndCause::WrongPeer
-        | EndCause::NoCommonVersion
-        | EndCause::Transport => true,
-        EndCause::Local | EndCause::Closed(_) | EndCause::Distrusted | EndCause::Expired => false,
-    }
-}
-
-/// Whether only people can change it.
-pub(crate) const fn hopeless(cause: EndCause) -> bool {
-    // One shard's clock or CA may be wrong, so the others are asked before the long pause.
-    let here = matches!(cause, EndCause::Expired | EndCause::Distrusted | EndCause::Closed(CloseCode::Expired));
-    here || about_this_edge(cause)
-}
-
-/// Whether every shard would say the same.
-const fn about_this_edge(cause: EndCause) -> bool {
-    use CloseCode as C;
-    matches!(cause, EndCause::Closed(C::Revoked | C::NameMismatch | C::WrongRole | C::DuplicateIdentity))
 }
 
 const fn pause(code: CloseCode) -> Duration {

@@ -13,6 +13,7 @@ use proto::{
     id::EdgeId,
     identity::{Identity, Role},
     join::{InvalidJoin, JoinLine},
+    target::HostPort,
 };
 use runtime::{
     api::{ApiClient, ApiClientError},
@@ -237,6 +238,14 @@ pub fn noted_shards(dir: &IdentityDir) -> Result<Vec<String>, IdentityError> {
     Ok(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect())
 }
 
+/// Where control was when this machine enrolled.
+///
+/// # Errors
+/// If the note cannot be read.
+pub fn noted_control(dir: &IdentityDir) -> Result<Option<HostPort>, IdentityError> {
+    Ok(dir.read(CONTROL_NOTE)?.and_then(|text| text.trim().parse().ok()))
+}
+
 /// Asks control for the addresses of shards, and notes them: for an edge that enrolled before there was a shard.
 ///
 /// # Errors
@@ -246,9 +255,7 @@ pub async fn ask_for_shards(
     identity: &LiveIdentity,
     bundle: &TrustBundle,
 ) -> Result<Vec<String>, EnrolError> {
-    let Some(control) = dir.read(CONTROL_NOTE)?.and_then(|text| text.trim().parse().ok()) else {
-        return Ok(Vec::new());
-    };
+    let Some(control) = noted_control(dir)? else { return Ok(Vec::new()) };
     let unusable = |e: &dyn std::fmt::Display| EnrolError::Unusable(e.to_string());
     let client = ApiClient::new(control, identity, bundle.clone()).map_err(|e| unusable(&e))?;
     let answer: WhoAmI = client.get("/v1/whoami").await.map_err(EnrolError::from_control)?;

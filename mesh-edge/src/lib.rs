@@ -34,25 +34,30 @@ use crate::{
     proxy::Proxies,
     renew::Renewer,
     serve::{Bounds, Server, ServerParts},
+    status::{Reporter, Status},
     ways::Ways,
 };
 
 pub mod allow;
+pub mod class;
 pub mod config;
 pub mod course;
 pub mod dial;
 pub mod dice;
 pub mod enrol;
+pub mod journal;
 pub mod life;
 pub mod link;
 pub mod load;
 pub mod machine;
 pub mod metrics;
+pub mod netcheck;
 pub mod proxy;
 mod pulse;
 pub mod ready;
 pub mod renew;
 pub mod serve;
+pub mod status;
 pub mod ways;
 
 /// A running edge. It stops with its tasks.
@@ -63,6 +68,7 @@ pub struct Edge {
     ready: Ready,
     metrics: Arc<Metrics>,
     identity: LiveIdentity,
+    reporter: Reporter,
     admin: Option<SocketAddr>,
 }
 
@@ -89,6 +95,12 @@ impl Edge {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// How it stands, as `/status` says it.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.reporter.status()
     }
 
     /// The identity that it shows.
@@ -165,7 +177,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
     )?;
     let metrics = Arc::new(Metrics::new(&registry)?);
     metrics.congestion_is(config.limits.congestion);
-    let whereabouts = ways.whereabouts();
+    let (whereabouts, journal) = (ways.whereabouts(), ways.journal().clone());
     let (dice, ways) = (Dice::new(rng), Arc::new(Mutex::new(ways)));
     let (renewed, answers) = mpsc::channel(1);
     let (phase_sender, phase) = watch::channel(Phase::Starting);
@@ -189,11 +201,23 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
             tasks: tasks.clone(),
             whereabouts,
             dice: dice.clone(),
+            journal: journal.clone(),
+            allows: config.told_allows().into(),
         },
         dice: dice.clone(),
         drain: config.drain,
         phase: phase_sender,
         line: line_sender,
+        identity: identity.clone(),
+    };
+    let reporter = Reporter {
+        edge: name.clone(),
+        shards: config.shards.clone(),
+        phase: phase.clone(),
+        line: line.clone(),
+        journal,
+        identity: identity.clone(),
+        ways: Arc::clone(&ways),
     };
     let renewer = Renewer {
         credentials: Arc::new(credentials),
@@ -216,7 +240,21 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
         stopping.run_until_cancelled(follow).await;
         part.down("the edge is shutting down");
     });
-    Ok(Edge { name, phase, ready, metrics, identity, admin: None })
+    Ok(Edge { name, phase, ready, metrics, identity, reporter, admin: None })
+}
+
+/// What dials shards over real sockets, as the configuration says.
+///
+/// # Errors
+/// If TLS cannot be set up, or the proxy cannot be understood.
+pub fn ways_of(config: &EdgeConfig, identity: &LiveIdentity, bundle: &TrustBundle) -> anyhow::Result<Ways> {
+    let limits = config.link_limits();
+    let ways = Ways::from(Dialer::new(client_config(identity, bundle, &limits)?, &limits));
+    if !config.carriers.tcp {
+        return Ok(ways);
+    }
+    let tcp = TcpDialer::new(client_tls(identity, bundle)?, &limits);
+    Ok(ways.with_tcp(tcp, Proxies::new(&config.proxy)?, config.carriers.head_start))
 }
 
 /// Starts an edge: identity from `data_dir`, real sockets, the admin server. Returns once sockets are bound; whether a
@@ -241,13 +279,7 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
     if config.shards.is_empty() {
         config.shards = enrol::ask_for_shards(&dir, &identity, &bundle).await?;
     }
-    let limits = config.link_limits();
-    let mut ways = Ways::from(Dialer::new(client_config(&identity, &bundle, &limits)?, &limits))
-        .with_whereabouts(whereabouts::watch(&tasks));
-    if config.carriers.tcp {
-        let tcp = TcpDialer::new(client_tls(&identity, &bundle)?, &limits);
-        ways = ways.with_tcp(tcp, Proxies::new(&config.proxy)?, config.carriers.head_start);
-    }
+    let ways = ways_of(&config, &identity, &bundle)?.with_whereabouts(whereabouts::watch(&tasks));
     let access = AccessWriter::start(&config.access, &tasks).context("cannot open the access log")?;
     let (registry, address) = (Registry::new(), config.admin);
     let parts = EdgeParts {
@@ -267,7 +299,8 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
     if let Some(advice) = buffers.advice() {
         warn!("{advice}");
     }
-    let bound = admin::serve(address, registry, edge.ready.clone(), &tasks)
+    let pages = vec![edge.reporter.clone().page()];
+    let bound = admin::serve_with(address, (registry, edge.ready.clone()), pages, &tasks)
         .await
         .with_context(|| format!("cannot serve admin on {address}; set `admin` to a free address"))?;
     edge.admin = Some(bound);

@@ -18,12 +18,11 @@ use parking_lot::Mutex;
 use proto::{
     code::CloseCode,
     id::{EdgeId, ShardId},
-    message::{BYE_MOVED, Candidate, EdgeToShard, Hello, Welcome},
+    message::{BYE_MOVED, Candidate, EdgeToShard},
 };
 use runtime::{
-    clock,
     link::{Carrier, EndCause, Link, LinkEnd},
-    telemetry,
+    tls::LiveIdentity,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -33,14 +32,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    course::{Course, Outcome, Step, hopeless},
+    class::Class,
+    course::{Course, Outcome, Step},
     dice::Dice,
-    link::{Event, Greeting, Leave, Tunnel, TunnelParts, greet},
+    link::{Event, Leave, Tunnel, TunnelParts},
     serve::Server,
     ways::Ways,
 };
 
 mod carriers;
+mod greet;
 
 /// How long a tunnel that was left by a Move may keep its streams: long sessions are to end by themselves, and yet one
 /// tunnel per edge is the rule.
@@ -51,8 +52,6 @@ const MOST_RETIRING: usize = 4;
 const QUIET: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
 /// Time for the carrier to send its last packet.
 const LAST_WORD: Duration = Duration::from_millis(30);
-/// Difference between two clocks that is worth a warning.
-const SKEW: Duration = Duration::from_secs(60);
 
 /// Where an edge stands, for readiness, metrics and tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,8 +94,7 @@ pub enum Phase {
 
 /// The kind of problem with who somebody is, if it is one: each has its own log line, metric and phase.
 const fn identity_problem(cause: EndCause) -> Option<&'static str> {
-    let peers = matches!(cause, EndCause::WrongCa | EndCause::PeerExpired | EndCause::WrongPeer);
-    if peers || hopeless(cause) { Some(cause.slug()) } else { None }
+    if Class::of(cause).is_identity() { Some(cause.slug()) } else { None }
 }
 
 /// What a life needs.
@@ -118,6 +116,8 @@ pub struct LifeParts {
     pub phase: watch::Sender<Phase>,
     /// Where the present tunnel's line goes.
     pub line: watch::Sender<Line>,
+    /// What is shown in handshakes: tells a certificate that has ended from a clock that is wrong.
+    pub identity: LiveIdentity,
 }
 
 /// The way to the shard that serves now, for whoever has something to say to it.
@@ -127,6 +127,10 @@ pub struct Line {
     pub say: Option<mpsc::Sender<EdgeToShard>>,
     /// When the shard last answered a ping.
     pub pulse: Option<watch::Receiver<Option<Instant>>>,
+    /// The tunnel itself, to look at.
+    pub link: Option<Link>,
+    /// What was dialled.
+    pub address: String,
 }
 
 /// An edge.
@@ -169,6 +173,7 @@ impl Life {
     /// Lives until the tasks are asked to stop.
     pub async fn run(mut self) {
         let tasks = self.parts.tunnel.tasks.clone();
+        self.parts.tunnel.journal.begun();
         let mut step = self.course.first(Duration::ZERO, Instant::now());
         loop {
             let mut course = self.course.clone();
@@ -225,6 +230,7 @@ impl Life {
                 Err(Outcome::Failed(LinkEnd::new(EndCause::TimedOut, why)))
             }),
         };
+        let result = result.map_err(|outcome| self.by_own_clock(outcome));
         let outcome = match &result {
             Ok(_) => "welcome",
             Err(Outcome::Redirected(_)) => "redirect",
@@ -233,43 +239,6 @@ impl Life {
         };
         dials.with_label_values(&[outcome]).inc();
         result
-    }
-
-    /// Says Hello on a fresh link.
-    async fn greeted(
-        &self,
-        link: Link,
-        address: &str,
-        avoid: Vec<ShardId>,
-    ) -> Result<(Tunnel, Vec<Candidate>), Outcome> {
-        let hello = Hello {
-            name: self.parts.name.clone(),
-            instance: self.instance,
-            version: telemetry::version().to_owned(),
-            unix_ms: clock::unix_millis(),
-            epoch: self.epoch.load(Ordering::Relaxed),
-            avoid,
-        };
-        match greet(&link, hello).await.map_err(Outcome::Failed)? {
-            Greeting::Welcome(welcome, control) => {
-                self.heard_of(welcome.epoch);
-                self.compare_clocks(&welcome);
-                let tunnel = Tunnel::start(link, address.to_owned(), &welcome, control, self.parts.tunnel.clone());
-                let (server, over) = (Arc::clone(&self.parts.server), tunnel.over.clone());
-                let accept = server.accept(tunnel.link.clone(), welcome.shard, tunnel.load.clone(), over);
-                self.parts.tunnel.tasks.spawn(accept);
-                Ok((tunnel, welcome.candidates))
-            }
-            Greeting::Redirect { to, epoch } => {
-                self.heard_of(epoch);
-                link.close(CloseCode::Redirected, "");
-                Err(Outcome::Redirected(to))
-            }
-            Greeting::Refuse(refuse) => {
-                link.close(CloseCode::Done, "");
-                Err(Outcome::Refused(refuse))
-            }
-        }
     }
 
     /// Serves until there is no tunnel. Returns what to do then; `None` when the process ends.
@@ -365,7 +334,13 @@ impl Life {
         info!(shard = %tunnel.shard, address = tunnel.address, %peer, %carrier, "tunnel up");
         self.carried_by(Some(carrier));
         self.parts.tunnel.metrics.connected.set(1);
-        self.parts.line.send_replace(Line { say: Some(tunnel.line()), pulse: Some(tunnel.pulse()) });
+        self.parts.tunnel.journal.up();
+        self.parts.line.send_replace(Line {
+            say: Some(tunnel.line()),
+            pulse: Some(tunnel.pulse()),
+            link: Some(tunnel.link.clone()),
+            address: tunnel.address.clone(),
+        });
         self.parts.phase.send_replace(Phase::Connected { shard: tunnel.shard.clone(), since: tunnel.since });
     }
 
@@ -383,9 +358,17 @@ impl Life {
             Event::Lost(end) => Outcome::Lost(end, lived),
             Event::Leave(order) => Outcome::Lost(LinkEnd::new(EndCause::Local, order.why), lived),
         };
+        let journal = &self.parts.tunnel.journal;
         let cause = match &outcome {
-            Outcome::Refused(refuse) => refuse.code.slug(),
-            Outcome::Lost(end, _) | Outcome::Failed(end) => end.cause.slug(),
+            Outcome::Refused(refuse) => {
+                let end = LinkEnd::new(EndCause::Closed(refuse.code), refuse.reason.clone());
+                journal.lost(tunnel.link.carrier(), &tunnel.address, &end);
+                refuse.code.slug()
+            }
+            Outcome::Lost(end, _) | Outcome::Failed(end) => {
+                journal.lost(tunnel.link.carrier(), &tunnel.address, end);
+                end.cause.slug()
+            }
             Outcome::Redirected(_) => "redirect",
         };
         self.parts.tunnel.metrics.link_ends.with_label_values(&[cause]).inc();
@@ -424,15 +407,6 @@ impl Life {
 
     fn heard_of(&self, epoch: u64) {
         self.epoch.fetch_max(epoch, Ordering::Relaxed);
-    }
-
-    fn compare_clocks(&self, welcome: &Welcome) {
-        let (theirs, ours) = (Duration::from_millis(welcome.unix_ms), Duration::from_millis(clock::unix_millis()));
-        self.parts.tunnel.metrics.clock_skew.set(theirs.as_secs_f64() - ours.as_secs_f64());
-        if theirs.abs_diff(ours) > SKEW {
-            let (shard, seconds) = (&welcome.shard, theirs.abs_diff(ours).as_secs());
-            warn!(%shard, seconds, "this machine's clock and the shard's differ; certificates need right clocks");
-        }
     }
 
     /// Lets an old tunnel end by itself.

@@ -27,14 +27,17 @@ use tracing::{Instrument, debug, warn};
 
 use crate::{
     dice::Dice,
+    journal::Journal,
     load::Load,
     metrics::Metrics,
     pulse::{Beat, Mood, Pulse, Seen},
 };
 
 mod outside;
+mod story;
 
 use outside::Outside;
+use story::Story;
 
 /// How long a shard may take to answer Hello.
 const GREETING: Duration = Duration::from_secs(5);
@@ -53,7 +56,7 @@ const ORDERS: usize = 8;
 #[derive(Debug)]
 pub enum Greeting {
     /// It serves.
-    Welcome(Welcome, Control),
+    Welcome(Welcome, Box<Control>),
     /// Another one does.
     Redirect {
         /// Which one.
@@ -88,7 +91,7 @@ pub async fn greet(link: &Link, hello: Hello) -> Result<Greeting, LinkEnd> {
             let message = read(&mut reader, &mut stream.recv).await.map_err(|e| control_end(link, &e))?;
             match message {
                 Incoming::Message(ShardToEdge::Welcome(welcome)) => {
-                    return Ok(Greeting::Welcome(welcome, Control { stream, reader }));
+                    return Ok(Greeting::Welcome(welcome, Box::new(Control { stream, reader })));
                 }
                 Incoming::Message(ShardToEdge::Redirect { to, epoch }) => return Ok(Greeting::Redirect { to, epoch }),
                 Incoming::Message(ShardToEdge::Refuse(refuse)) => return Ok(Greeting::Refuse(refuse)),
@@ -180,6 +183,10 @@ pub struct TunnelParts {
     pub whereabouts: Option<Whereabouts>,
     /// Draws when the first ping is due, so that edges which come together do not ping together.
     pub dice: Dice,
+    /// What the edge went through, to be told.
+    pub journal: Journal,
+    /// What it allows by itself, to be told.
+    pub allows: Arc<[String]>,
 }
 
 /// A link to a shard that serves.
@@ -212,12 +219,18 @@ impl Drop for Tunnel {
 impl Tunnel {
     /// Takes over a control stream behind its Welcome, and announces the services.
     #[must_use]
-    pub fn start(link: Link, address: String, welcome: &Welcome, control: Control, parts: TunnelParts) -> Self {
+    pub fn start(
+        link: Link,
+        (address, proxy): (String, String),
+        welcome: &Welcome,
+        control: Control,
+        parts: TunnelParts,
+    ) -> Self {
         let (event_sender, events) = mpsc::channel(ORDERS);
         let (line, outgoing) = mpsc::channel(OUTGOING);
         let over = CancellationToken::new();
         let span = tracing::info_span!("tunnel", shard = %welcome.shard, generation = welcome.generation);
-        let TunnelParts { services, renewed, metrics, tasks, whereabouts, dice } = parts;
+        let TunnelParts { services, renewed, metrics, tasks, whereabouts, dice, journal, allows } = parts;
         let Control { stream: Stream { send, recv }, reader } = control;
         let ping = if welcome.ping.is_zero() { PING } else { welcome.ping.clamp(PING_BOUNDS.0, PING_BOUNDS.1) };
         let pulse = Pulse::new(ping, dice.fraction(), Instant::now());
@@ -228,7 +241,8 @@ impl Tunnel {
         let heart = Heart { link: link.clone(), load: load.clone(), pulse, last: known, doubts: doubted, metrics };
         let (ear_heart, ear_events) = (heart.clone(), event_sender.clone());
         let ear = Ear { link: link.clone(), recv, reader, renewed, heart: ear_heart, events: ear_events };
-        let voice = Voice { send, outgoing, heart, outside, events: event_sender, mood: Mood::Serving };
+        let story = Story::new(journal, proxy, allows);
+        let voice = Voice { send, outgoing, heart, outside, events: event_sender, mood: Mood::Serving, story };
         tasks.spawn(over.clone().run_until_cancelled_owned(ear.run()).instrument(span.clone()));
         tasks.spawn(over.clone().run_until_cancelled_owned(voice.run(services)).instrument(span));
         let (shard, since) = (welcome.shard.clone(), Instant::now());
@@ -403,6 +417,7 @@ struct Voice {
     outside: Outside,
     events: mpsc::Sender<Event>,
     mood: Mood,
+    story: Story,
 }
 
 impl Voice {
@@ -412,7 +427,13 @@ impl Voice {
             let message = match next.take() {
                 Some(message) => message,
                 None => match self.heart.beat(self.mood) {
-                    Beat::Ping(token) => EdgeToShard::Ping(token),
+                    Beat::Ping(token) => match self.story.news(&self.heart.link) {
+                        Some(news) => {
+                            next = Some(EdgeToShard::Ping(token));
+                            news
+                        }
+                        None => EdgeToShard::Ping(token),
+                    },
                     Beat::Dead(end) => return self.lost(end).await,
                     Beat::Wait(until) => tokio::select! {
                         biased;

@@ -50,6 +50,16 @@ pub fn has_pod(ip: IpAddr) -> bool {
     read(file).is_some_and(|text| leads_to_pod(text.lines().filter_map(parse), ip))
 }
 
+/// The device by which packets to an address leave this machine, as the main routing table says.
+#[must_use]
+pub fn device_to(ip: IpAddr) -> Option<String> {
+    let (file, parse): (&str, fn(&str) -> Option<Route<'_>>) =
+        if ip.is_ipv4() { ("route", route_v4) } else { ("ipv6_route", route_v6) };
+    let text = read(file)?;
+    let routes = text.lines().filter_map(parse).filter(|route| route.to.contains(ip));
+    Some(routes.max_by_key(|route| route.to.bits())?.device.to_owned())
+}
+
 fn read(name: &str) -> Option<String> {
     fs::read_to_string(format!("/proc/net/{name}")).ok()
 }

@@ -1,13 +1,16 @@
 //! `mesh-edge`: the process on a machine outside the cloud.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use mesh_edge::{config::EdgeConfig, dice::Dice, enrol};
+use mesh_edge::{config::EdgeConfig, dice::Dice, enrol, netcheck::Netcheck, status::Status};
 use proto::id::EdgeId;
 use rand::SeedableRng;
 use runtime::{identity::IdentityDir, shutdown::Tasks, telemetry};
+
+/// The status of a process that found somebody away.
+const AWAY: u8 = 4;
 
 /// Connects this machine to the mesh: dials out once, and serves what comes through.
 #[derive(Debug, Parser)]
@@ -25,6 +28,15 @@ enum Command {
     Run(Common),
     /// Enrols this machine. The join line is read from --file, CAUSEWAY_JOIN or standard input.
     Join(Join),
+    /// Tells what the network between this machine and the mesh lets through: names, UDP, TCP, the proxy, sizes, clocks.
+    ///
+    /// Exit status: 0 all is well, 1 a shard can be reached and something is not well, 3 none can for want of trust, 4
+    /// none can.
+    Netcheck(Look),
+    /// Tells in a sentence how the edge on this machine stands, and what to do if it reaches nobody.
+    ///
+    /// Exit status: 0 it is connected, 4 it is not, or does not run.
+    Status(Look),
 }
 
 #[derive(Debug, Args)]
@@ -55,9 +67,18 @@ struct Join {
     replace: bool,
 }
 
+#[derive(Debug, Args)]
+struct Look {
+    #[command(flatten)]
+    common: Common,
+    /// One JSON document for programs.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     match command() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("mesh-edge: {error:#}");
             ExitCode::FAILURE
@@ -65,7 +86,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn command() -> anyhow::Result<()> {
+fn command() -> anyhow::Result<ExitCode> {
     // Before the arguments are parsed, which would repeat the secret in an error.
     if std::env::args_os().any(|arg| arg.to_string_lossy().contains("causeway://")) {
         bail!(
@@ -76,15 +97,51 @@ fn command() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match cli.command {
-        Some(Command::Join(join)) => runtime.block_on(self::join(join)),
-        Some(Command::Run(common)) => runtime.block_on(run(common)),
-        None => runtime.block_on(run(cli.run)),
+        Some(Command::Join(join)) => runtime.block_on(self::join(join))?,
+        Some(Command::Run(common)) => runtime.block_on(run(common))?,
+        Some(Command::Netcheck(look)) => return runtime.block_on(netcheck(look)),
+        Some(Command::Status(look)) => return runtime.block_on(status(look)),
+        None => runtime.block_on(run(cli.run))?,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes to standard output; nobody who reads no further needs to be told.
+fn say(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+async fn netcheck(look: Look) -> anyhow::Result<ExitCode> {
+    let config = settle(&look.common)?;
+    let report = Netcheck::of_edge(&config).await?.run().await;
+    if look.json {
+        say(&format!("{}\n", serde_json::to_string_pretty(&report)?));
+    } else {
+        say(&report.text());
+    }
+    Ok(report.status().into())
+}
+
+async fn status(look: Look) -> anyhow::Result<ExitCode> {
+    let config = settle(&look.common)?;
+    let status = Status::ask(config.admin).await;
+    let code = if status.as_ref().is_ok_and(|status| status.told().connected) { 0 } else { AWAY };
+    match (status, look.json) {
+        (Ok(status), true) => say(&format!("{}\n", serde_json::to_string_pretty(&status)?)),
+        (Ok(status), false) => say(&status.text()),
+        (Err(error), _) => eprintln!("mesh-edge: {error}"),
+    }
+    Ok(code.into())
+}
+
+fn settle(common: &Common) -> anyhow::Result<EdgeConfig> {
+    let config: EdgeConfig = runtime::config::load(common.config.as_deref(), &common.set)?;
+    config.check()?;
+    Ok(config)
 }
 
 fn load(common: &Common) -> anyhow::Result<EdgeConfig> {
-    let config: EdgeConfig = runtime::config::load(common.config.as_deref(), &common.set)?;
-    config.check()?;
+    let config = settle(common)?;
     telemetry::init(&config.log)?;
     Ok(config)
 }

@@ -16,7 +16,7 @@ use proto::{
 use runtime::{
     access::{AccessRecord, AccessWriter},
     frames::{FrameReader, ReadFrameError},
-    link::{Link, Stream, StreamError},
+    link::{Carrier, Link, Stream, StreamError},
     shutdown::Tasks,
     splice::{Broken, Meter, TcpEnd, splice},
 };
@@ -81,7 +81,7 @@ impl Server {
             };
             // Why the link ended is told by the control stream.
             let Ok(stream) = accepted else { return };
-            let (server, shard, flight) = (Arc::clone(&self), shard.clone(), load.enter());
+            let (server, shard, flight) = (Arc::clone(&self), (shard.clone(), link.carrier()), load.enter());
             let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
             let span = tracing::info_span!("stream", edge = %self.edge, target = tracing::field::Empty, who = tracing::field::Empty);
             self.tasks.spawn(async move { server.stream(stream, &shard, permit, flight).await }.instrument(span));
@@ -91,7 +91,7 @@ impl Server {
     async fn stream(
         &self,
         mut stream: Stream,
-        shard: &ShardId,
+        shard: &(ShardId, Carrier),
         permit: Option<OwnedSemaphorePermit>,
         flight: InFlight,
     ) {
@@ -169,13 +169,14 @@ impl Server {
         }
     }
 
-    fn record(&self, open: &Open, shard: &ShardId) -> AccessRecord {
+    fn record(&self, open: &Open, (shard, carrier): &(ShardId, Carrier)) -> AccessRecord {
         let unnamed = || Principal::Door { name: "(unnamed)".into() };
         let who = open.principal.clone().unwrap_or_else(unnamed);
         AccessRecord {
             from: shard.to_string(),
             shard: shard.to_string(),
             edge: self.edge.to_string(),
+            carrier: carrier.slug().to_owned(),
             door: if open.door.is_empty() { "link".to_owned() } else { open.door.clone() },
             trace: open.trace.map(|t| t.trace_id.iter().map(|b| format!("{b:02x}")).collect()).unwrap_or_default(),
             ..AccessRecord::new(&who, &open.target)

@@ -21,7 +21,7 @@ use runtime::link::{
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use crate::{metrics::Metrics, proxy::Proxies};
+use crate::{class::Class, journal::Journal, metrics::Metrics, proxy::Proxies};
 
 /// Addresses of one name that are tried.
 const MOST_RESOLVED: usize = 4;
@@ -34,40 +34,9 @@ const SHORT: Duration = Duration::from_millis(1500);
 /// Networks that are remembered.
 const NETWORKS: usize = 16;
 
-/// What a failed handshake says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// The way is blocked, or leads nowhere: another carrier may come through.
-    Blocked,
-    /// Somebody answered who does not speak as a shard does, so something in between does: likewise.
-    Rejected,
-    /// The shard itself has answered, and would say the same over another carrier.
-    Answered,
-}
-
-impl Verdict {
-    const fn of(cause: EndCause) -> Self {
-        match cause {
-            EndCause::TimedOut
-            | EndCause::NobodyListens
-            | EndCause::PeerRestarted
-            | EndCause::NoRoute
-            | EndCause::ProxyRefused
-            | EndCause::NameUnknown => Self::Blocked,
-            EndCause::Transport | EndCause::NoCommonVersion => Self::Rejected,
-            EndCause::Local
-            | EndCause::Closed(_)
-            | EndCause::WrongCa
-            | EndCause::PeerExpired
-            | EndCause::WrongPeer
-            | EndCause::Distrusted
-            | EndCause::Expired => Self::Answered,
-        }
-    }
-
-    fn is_final(end: &LinkEnd) -> bool {
-        Self::of(end.cause) == Self::Answered
-    }
+/// Whether the other carrier would be told the same.
+const fn is_final(end: &LinkEnd) -> bool {
+    !Class::of(end.cause).may_pass_otherwise()
 }
 
 /// What worked last, by the address of this host that leads to the shard: that is as much of a network as a host knows.
@@ -89,6 +58,7 @@ pub struct Ways {
     quic: Dialer,
     tcp: Option<TcpWay>,
     whereabouts: Option<Whereabouts>,
+    journal: Journal,
 }
 
 #[derive(Clone, Debug)]
@@ -102,7 +72,7 @@ struct TcpWay {
 impl From<Dialer> for Ways {
     /// QUIC alone.
     fn from(quic: Dialer) -> Self {
-        Self { quic, tcp: None, whereabouts: None }
+        Self { quic, tcp: None, whereabouts: None, journal: Journal::default() }
     }
 }
 
@@ -130,13 +100,25 @@ impl Ways {
     #[must_use]
     pub fn with_config(&self, quic: quinn::ClientConfig, tls: rustls::ClientConfig, limits: &LinkLimits) -> Self {
         let tcp = self.tcp.clone().map(|tcp| TcpWay { dialer: TcpDialer::new(tls, limits), ..tcp });
-        Self { quic: self.quic.with_config(quic), tcp, whereabouts: self.whereabouts.clone() }
+        Self { quic: self.quic.with_config(quic), tcp, ..self.clone() }
     }
 
     /// Whether there is another carrier than QUIC.
     #[must_use]
     pub const fn has_tcp(&self) -> bool {
         self.tcp.is_some()
+    }
+
+    /// Where the failures of handshakes are noted.
+    #[must_use]
+    pub const fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The proxy that TCP to this address (`host:port`) goes through, without its credentials.
+    #[must_use]
+    pub fn proxy_of(&self, address: &str) -> Option<&Proxy> {
+        self.tcp.as_ref().and_then(|tcp| tcp.proxies.of(host_of(address)))
     }
 
     /// Dials an address (`host:port`) by whatever carrier comes through.
@@ -151,9 +133,13 @@ impl Ways {
             // Behind a proxy names are often not resolved by anybody but the proxy.
             (Err(unknown), Some(tcp), Some(proxy)) => {
                 debug!(address, error = %unknown, "left to the proxy");
-                return counted(metrics, Carrier::Tcp, tcp.dialer.dial_through(proxy, address, name).await);
+                let result = tcp.dialer.dial_through(proxy, address, name).await;
+                return self.counted(metrics, (Carrier::Tcp, address), result);
             }
-            (Err(unknown), _, _) => return Err(unknown),
+            (Err(unknown), _, _) => {
+                self.journal.note(None, address, &unknown);
+                return Err(unknown);
+            }
         };
         let mut end = LinkEnd::new(EndCause::NameUnknown, format!("{address} has no address"));
         for peer in peers {
@@ -174,7 +160,8 @@ impl Ways {
         let name = host_of(address);
         let proxy = self.tcp.as_ref().and_then(|tcp| tcp.proxies.of(name));
         if let (Carrier::Tcp, Some(tcp), Some(proxy)) = (carrier, &self.tcp, proxy) {
-            return counted(metrics, Carrier::Tcp, tcp.dialer.dial_through(proxy, address, name).await);
+            let result = tcp.dialer.dial_through(proxy, address, name).await;
+            return self.counted(metrics, (Carrier::Tcp, address), result);
         }
         let mut end = LinkEnd::new(EndCause::NameUnknown, format!("{address} has no address"));
         for peer in resolve(address).await? {
@@ -193,12 +180,35 @@ impl Ways {
         }
         Err(end)
     }
-}
 
-fn counted(metrics: &Metrics, carrier: Carrier, result: Result<Link, LinkEnd>) -> Result<Link, LinkEnd> {
-    let outcome = result.as_ref().map_or_else(|end| end.cause.slug(), |_| "ok");
-    metrics.handshakes.with_label_values(&[carrier.slug(), outcome]).inc();
-    result
+    /// Dials one address by one carrier, past any proxy: to find out whether that works.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn dial_directly(
+        &self,
+        carrier: Carrier,
+        (address, peer): (&str, SocketAddr),
+        metrics: &Metrics,
+    ) -> Result<Link, LinkEnd> {
+        let dial = Dial { ways: self, metrics, peer, address, name: host_of(address), proxy: None };
+        match carrier {
+            Carrier::Quic => dial.quic().await,
+            Carrier::Tcp => dial.tcp().await,
+        }
+    }
+
+    /// Counts a handshake, and notes why it failed.
+    fn counted(
+        &self,
+        metrics: &Metrics,
+        (carrier, address): (Carrier, &str),
+        result: Result<Link, LinkEnd>,
+    ) -> Result<Link, LinkEnd> {
+        let outcome = result.as_ref().map_or_else(|end| end.cause.slug(), |_| "ok");
+        metrics.handshakes.with_label_values(&[carrier.slug(), outcome]).inc();
+        result.inspect_err(|end| self.journal.note(Some(carrier), address, end))
+    }
 }
 
 /// One dial of one address.
@@ -230,7 +240,8 @@ impl Dial<'_> {
     }
 
     async fn quic(&self) -> Result<Link, LinkEnd> {
-        counted(self.metrics, Carrier::Quic, self.ways.quic.dial(self.peer, self.name).await)
+        let result = self.ways.quic.dial(self.peer, self.name).await;
+        self.ways.counted(self.metrics, (Carrier::Quic, self.address), result)
     }
 
     async fn tcp(&self) -> Result<Link, LinkEnd> {
@@ -239,7 +250,7 @@ impl Dial<'_> {
             Some(proxy) => tcp.dialer.dial_through(proxy, self.address, self.name).await,
             None => tcp.dialer.dial(self.peer, self.name).await,
         };
-        counted(self.metrics, Carrier::Tcp, result)
+        self.ways.counted(self.metrics, (Carrier::Tcp, self.address), result)
     }
 
     async fn quic_first(&self, head_start: Duration) -> Result<Link, LinkEnd> {
@@ -247,7 +258,7 @@ impl Dial<'_> {
         tokio::pin!(quic);
         match timeout(head_start, &mut quic).await {
             Ok(Ok(link)) => return Ok(link),
-            Ok(Err(end)) if Verdict::is_final(&end) => return Err(end),
+            Ok(Err(end)) if is_final(&end) => return Err(end),
             Ok(Err(end)) => return self.tcp_behind(end).await,
             Err(_) => debug!(peer = %self.peer, "QUIC has not come through yet: TCP is tried beside it"),
         }
@@ -257,14 +268,14 @@ impl Dial<'_> {
             biased;
             link = &mut quic => match link {
                 Ok(link) => return Ok(link),
-                Err(end) if Verdict::is_final(&end) => return Err(end),
+                Err(end) if is_final(&end) => return Err(end),
                 Err(quic) => return tcp.await.map_err(|tcp| both(quic, &tcp)),
             },
             first = &mut tcp => first,
         };
         match first {
             Ok(link) => self.unless_late(quic, link).await,
-            Err(end) if Verdict::is_final(&end) => Err(end),
+            Err(end) if is_final(&end) => Err(end),
             Err(tcp) => quic.await.map_err(|quic| both(quic, &tcp)),
         }
     }
@@ -276,13 +287,15 @@ impl Dial<'_> {
                 self.metrics.handshakes.with_label_values(&[Carrier::Tcp.slug(), "late"]).inc();
                 Ok(link)
             }
-            Ok(Err(end)) if Verdict::is_final(&end) => Err(end),
+            Ok(Err(end)) if is_final(&end) => Err(end),
             Ok(Err(end)) => {
                 info!(peer = %self.peer, cause = %end.cause, detail = end.detail, "QUIC does not come through: TCP is taken");
                 Ok(tcp)
             }
             Err(_) => {
                 self.metrics.handshakes.with_label_values(&[Carrier::Quic.slug(), "late"]).inc();
+                let late = LinkEnd::new(EndCause::TimedOut, "no answer when TCP was through");
+                self.ways.journal.note(Some(Carrier::Quic), self.address, &late);
                 info!(peer = %self.peer, "QUIC does not come through in time: TCP is taken");
                 Ok(tcp)
             }
@@ -290,7 +303,7 @@ impl Dial<'_> {
     }
 
     async fn tcp_behind(&self, quic: LinkEnd) -> Result<Link, LinkEnd> {
-        let why = if Verdict::of(quic.cause) == Verdict::Rejected { "rejected" } else { "blocked" };
+        let why = Class::of(quic.cause).slug();
         info!(peer = %self.peer, why, cause = %quic.cause, detail = quic.detail, "QUIC does not come through: TCP is tried");
         // A shard that is gone is to be left for the next one without delay.
         let tcp = if quic.cause == EndCause::NobodyListens {
@@ -306,7 +319,7 @@ impl Dial<'_> {
         tokio::pin!(tcp);
         let failed = match timeout(head_start, &mut tcp).await {
             Ok(Ok(link)) => return Ok(link),
-            Ok(Err(end)) if Verdict::is_final(&end) => return Err(end),
+            Ok(Err(end)) if is_final(&end) => return Err(end),
             Ok(Err(end)) => Some(end),
             Err(_) => None,
         };
@@ -318,11 +331,11 @@ impl Dial<'_> {
         tokio::select! {
             biased;
             link = &mut quic => match link {
-                Err(quic) if !Verdict::is_final(&quic) => tcp.await.map_err(|tcp| both(quic, &tcp)),
+                Err(quic) if !is_final(&quic) => tcp.await.map_err(|tcp| both(quic, &tcp)),
                 decided => decided,
             },
             link = &mut tcp => match link {
-                Err(tcp) if !Verdict::is_final(&tcp) => quic.await.map_err(|quic| both(quic, &tcp)),
+                Err(tcp) if !is_final(&tcp) => quic.await.map_err(|quic| both(quic, &tcp)),
                 decided => decided,
             },
         }
@@ -331,7 +344,7 @@ impl Dial<'_> {
 
 /// Neither came through. What the shard or the proxy said counts more than silence.
 fn both(quic: LinkEnd, tcp: &LinkEnd) -> LinkEnd {
-    let tcp_knows = Verdict::is_final(tcp) || (tcp.cause == EndCause::ProxyRefused && !Verdict::is_final(&quic));
+    let tcp_knows = is_final(tcp) || (tcp.cause == EndCause::ProxyRefused && !is_final(&quic));
     let cause = if tcp_knows { tcp.cause } else { quic.cause };
     LinkEnd::new(cause, format!("QUIC: {} ({}); TCP: {} ({})", quic.cause, quic.detail, tcp.cause, tcp.detail))
 }
@@ -356,28 +369,10 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>, LinkEnd> {
 
 #[cfg(test)]
 mod tests {
-    use proto::code::CloseCode;
-
     use super::*;
 
     fn end(cause: EndCause) -> LinkEnd {
         LinkEnd::new(cause, "x")
-    }
-
-    #[test]
-    fn what_the_shard_says_is_not_asked_again_over_the_other_carrier() {
-        use EndCause as E;
-        for blocked in [E::TimedOut, E::NobodyListens, E::NoRoute, E::PeerRestarted, E::ProxyRefused] {
-            assert_eq!(Verdict::of(blocked), Verdict::Blocked, "{blocked}");
-        }
-        for rejected in [E::Transport, E::NoCommonVersion] {
-            assert_eq!(Verdict::of(rejected), Verdict::Rejected, "{rejected}");
-        }
-        let closed = [CloseCode::Revoked, CloseCode::Overloaded, CloseCode::Drained].map(E::Closed);
-        for answered in [E::WrongCa, E::PeerExpired, E::WrongPeer, E::Distrusted, E::Expired].into_iter().chain(closed)
-        {
-            assert_eq!(Verdict::of(answered), Verdict::Answered, "{answered}");
-        }
     }
 
     #[test]
@@ -401,7 +396,7 @@ mod tests {
         assert_eq!(memory.0.len(), NETWORKS);
         memory.note(IpAddr::from([10, 0, 0, 255]), Carrier::Quic);
         assert_eq!(memory.0.get(&IpAddr::from([10, 0, 0, 255])), Some(&Carrier::Quic));
-        assert!(network(SocketAddr::from(([127, 0, 0, 1], 9))).unwrap().is_loopback());
+        assert!(address_towards(SocketAddr::from(([127, 0, 0, 1], 9))).unwrap().is_loopback());
     }
 
     #[test]

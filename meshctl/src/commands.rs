@@ -6,12 +6,15 @@ use clap::Subcommand;
 
 use crate::{failure::Failure, out::Form, session::Session};
 
+pub(crate) mod audit;
 pub(crate) mod completions;
 pub(crate) mod dev;
+pub(crate) mod diag;
 pub(crate) mod edge;
 pub(crate) mod forward;
 pub(crate) mod kube;
 pub(crate) mod login;
+pub(crate) mod netcheck;
 pub(crate) mod ping;
 pub(crate) mod policy;
 pub(crate) mod proxy;
@@ -52,12 +55,15 @@ pub(crate) enum Command {
     Ring(ring::RingArgs),
     User(user::UserArgs),
     Policy(policy::PolicyArgs),
+    Audit(audit::AuditArgs),
     Ssh(ssh::SshArgs),
     Kube(kube::KubeArgs),
     Proxy(proxy::ProxyArgs),
     Forward(forward::ForwardArgs),
     Ping(ping::PingArgs),
     Why(why::WhyArgs),
+    Netcheck(netcheck::NetcheckArgs),
+    Diag(diag::DiagArgs),
     Completions(completions::CompletionsArgs),
     Dev(dev::DevArgs),
 }
@@ -78,12 +84,15 @@ impl Command {
             Self::Ring(args) => ring::run(context, args).await,
             Self::User(args) => user::run(context, args).await,
             Self::Policy(args) => policy::run(context, args).await,
+            Self::Audit(args) => audit::run(context, args).await,
             Self::Ssh(args) => ssh::run(context, args),
             Self::Kube(args) => kube::run(context, args).await,
             Self::Proxy(args) => proxy::run(context, &args).await,
             Self::Forward(args) => forward::run(context, args).await,
             Self::Ping(args) => ping::run(context, &args).await,
             Self::Why(args) => why::run(context, &args).await,
+            Self::Netcheck(args) => netcheck::run(context, args).await,
+            Self::Diag(args) => diag::run(context, args).await,
             Self::Completions(args) => completions::run(&args),
             Self::Dev(args) => dev::run(context, &args).await,
         }

@@ -73,7 +73,8 @@ impl Failure {
             | EndCause::PeerExpired
             | EndCause::WrongPeer
             | EndCause::Distrusted
-            | EndCause::Expired => Self::Refused(why),
+            | EndCause::Expired
+            | EndCause::Clock => Self::Refused(why),
             EndCause::Closed(_)
             | EndCause::TimedOut
             | EndCause::NobodyListens
@@ -104,7 +105,8 @@ pub(crate) fn of_link(end: &LinkEnd) -> String {
         | EndCause::NoRoute
         | EndCause::NameUnknown
         | EndCause::WrongCa
-        | EndCause::PeerExpired => end.cause.sentence().to_owned(),
+        | EndCause::PeerExpired
+        | EndCause::Clock => end.cause.sentence().to_owned(),
     };
     words.trim_end_matches('.').to_owned()
 }

@@ -59,6 +59,7 @@ Examples:
   meshctl forward shop-1 5432:15432            its port 5432 as localhost:15432 here
   meshctl ping shop-1                          is it there, and how far away?
   meshctl why shop-1                           what is wrong with it, and what to do?
+  meshctl netcheck                             what does the network here let through?
   meshctl shard ls                             the shards, their load and their share
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused by policy or for want of trust, 4 somebody cannot be reached.

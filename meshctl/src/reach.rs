@@ -90,6 +90,7 @@ impl OpenError {
                 | EndCause::WrongPeer
                 | EndCause::Distrusted
                 | EndCause::Expired
+                | EndCause::Clock
                 | EndCause::NoCommonVersion
                 | EndCause::Transport => false,
             },

@@ -7,6 +7,8 @@
 //! | `POST /v1/renew-for` | a shard, for an edge | [`RenewFor`] | [`Enrolled`] |
 //! | `GET /v1/watch` | shards | | lines of [`WatchEvent`], without end |
 //! | `POST /v1/shards/report` | shards | [`ShardReport`] | `204` |
+//! | `POST /v1/shards/access` | shards | [`crate::audit::AccessBatch`] | `204` |
+//! | `GET /v1/access` | admins | | [`crate::audit::AccessPage`] |
 //! | `GET /v1/shards` | users | | [`ShardView`]s |
 //! | `PUT /v1/shards/{name}/order` | admins | [`ShardOrder`] | [`ShardView`] |
 //! | `GET /v1/ring` | users | | [`RingSpec`] |
@@ -31,6 +33,7 @@ use crate::{
     policy::Rule,
     ring::RingSpec,
     secret::Secret,
+    standing::Standing,
 };
 
 /// The group whose users may change things.
@@ -238,6 +241,15 @@ pub struct Presence {
     pub rtt_us: u64,
     /// Open streams.
     pub streams: u64,
+    /// What carries its tunnel, `quic` or `tcp`; empty if the shard does not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub carrier: String,
+    /// How the edge says that it came here, and what it went through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
+    /// When it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing_at: Option<i64>,
 }
 
 /// What a shard tells control every few seconds. Fields that control does not know yet are skipped, so that shards may be

@@ -6,6 +6,7 @@
 //! that the rest of the mesh uses.
 
 pub mod api;
+pub mod audit;
 pub mod backoff;
 pub mod book;
 pub mod code;
@@ -22,6 +23,7 @@ pub mod policy;
 pub mod principal;
 pub mod ring;
 pub mod secret;
+pub mod standing;
 pub mod stream;
 pub mod target;
 

@@ -10,6 +10,7 @@ use crate::{
     code::CloseCode,
     frame::{self, FrameError, MAX_EDGE_TO_SHARD, MAX_SHARD_TO_EDGE},
     id::{EdgeId, ServiceName, ShardId},
+    standing::Standing,
     wire,
 };
 
@@ -40,6 +41,8 @@ pub enum EdgeToShard {
         /// Why, for logs.
         reason: String,
     },
+    /// How the edge reaches the mesh, for people.
+    Standing(Standing),
 }
 
 /// From shard to edge.
@@ -112,6 +115,8 @@ pub struct Welcome {
     pub ping: Duration,
     /// Of this tunnel among those of the edge.
     pub generation: u64,
+    /// The address that the edge came from, as the shard sees it; empty if it does not say.
+    pub seen_as: String,
 }
 
 /// A shard and its addresses.
@@ -232,6 +237,7 @@ impl EdgeToShard {
             Self::Ping(token) => M::Ping(wire::Ping { token }),
             Self::Renew(Renew { csr, certificate, signature }) => M::Renew(wire::Renew { csr, certificate, signature }),
             Self::Bye { reason } => M::Bye(wire::Bye { reason }),
+            Self::Standing(standing) => M::Standing(standing.into_wire()),
         };
         frame::encode(&wire::EdgeToShard { message: Some(message) }, MAX_EDGE_TO_SHARD)
     }
@@ -261,6 +267,7 @@ impl EdgeToShard {
             M::Ping(ping) => Self::Ping(ping.token),
             M::Renew(wire::Renew { csr, certificate, signature }) => Self::Renew(Renew { csr, certificate, signature }),
             M::Bye(bye) => Self::Bye { reason: bye.reason.chars().take(256).collect() },
+            M::Standing(standing) => Self::Standing(Standing::from_wire(standing)),
         }))
     }
 }
@@ -280,6 +287,7 @@ impl ShardToEdge {
                 unix_ms: welcome.unix_ms,
                 ping_ms: millis(welcome.ping),
                 generation: welcome.generation,
+                seen_as: welcome.seen_as,
             }),
             Self::Redirect { to, epoch } => M::Redirect(wire::Redirect { to: Some(candidate_to_wire(to)), epoch }),
             Self::Move { to, epoch, within } => {
@@ -319,6 +327,7 @@ impl ShardToEdge {
                 unix_ms: welcome.unix_ms,
                 ping: from_millis(welcome.ping_ms),
                 generation: welcome.generation,
+                seen_as: welcome.seen_as.chars().take(64).collect(),
             }),
             M::Redirect(redirect) => Self::Redirect { to: to(redirect.to)?, epoch: redirect.epoch },
             M::Move(order) => {

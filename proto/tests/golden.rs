@@ -16,6 +16,7 @@ use proto::{
         Candidate, EdgeToShard, Hello, MAX_SERVICES, Refuse, Renew, Renewal, Service, ServiceKind, ShardToEdge, Welcome,
     },
     principal::Principal,
+    standing::{Standing, Trouble},
     stream::{Answer, Open, Refusal, Trace},
     target::{HostPort, Target},
     wire,
@@ -110,6 +111,32 @@ fn edge_to_shard() -> Vec<(EdgeToShard, &'static str)> {
         ),
         (EdgeToShard::Bye { reason: "shutting down".into() }, "00000011 2a0f0a0d7368757474696e6720646f776e"),
         (EdgeToShard::Bye { reason: String::new() }, "00000002 2a00"),
+        (
+            EdgeToShard::Standing(Standing {
+                carrier: "tcp".into(),
+                why: "QUIC: timed-out".into(),
+                proxy: "http://p:3128".into(),
+                mtu: 1252,
+                loss_percent: 5,
+                skew_ms: -1500,
+                away_ms: 9000,
+                troubles: vec![Trouble {
+                    cause: "timed-out".into(),
+                    carrier: "quic".into(),
+                    address: "shard-a:7400".into(),
+                    detail: "no handshake within 5 s".into(),
+                    times: 3,
+                    first_ms: 9000,
+                    last_ms: 1500,
+                }],
+                allows: vec!["sshd".into()],
+                allows_more: true,
+            }),
+            "0000007c 327a0a03746370120f515549433a2074696d65642d6f75741a0d687474703a2f2f703a333132382 \
+             0e40928b71730a8463a400a0974696d65642d6f75741204717569631a0c73686172642d613a3734303022176 \
+             e6f2068616e647368616b652077697468696e20352073280330a84638dc0b42047373686448015005",
+        ),
+        (EdgeToShard::Standing(Standing::default()), "00000002 3200"),
     ]
 }
 
@@ -126,6 +153,7 @@ fn shard_to_edge() -> Vec<(ShardToEdge, &'static str)> {
                 unix_ms: 1_790_000_000_000,
                 ping: Duration::from_secs(4),
                 generation: 3,
+                seen_as: String::new(),
             }),
             "00000067 0a650a0773686172642d61102a1a2d0a0773686172642d62120e3139322e302e322e373a3734303 \
              012125b323030313a6462383a3a375d3a373430301a1d0a0773686172642d631212632e6578616d706c652e6 \
@@ -139,6 +167,7 @@ fn shard_to_edge() -> Vec<(ShardToEdge, &'static str)> {
                 unix_ms: 0,
                 ping: Duration::ZERO,
                 generation: 0,
+                seen_as: String::new(),
             }),
             "00000005 0a030a0161",
         ),
@@ -150,9 +179,10 @@ fn shard_to_edge() -> Vec<(ShardToEdge, &'static str)> {
                 unix_ms: u64::MAX,
                 ping: LONGEST,
                 generation: u64::MAX,
+                seen_as: "192.0.2.7:4433".into(),
             }),
-            "0000002c 0a2a0a016110ffffffffffffffffff0120ffffffffffffffffff0128ffffffff0f30fffffffffff \
-             fffffff01",
+            "0000003c 0a3a0a016110ffffffffffffffffff0120ffffffffffffffffff0128ffffffff0f30fffffffffff \
+             fffffff013a0e3139322e302e322e373a34343333",
         ),
         (
             ShardToEdge::Redirect { to: candidate("shard-b", &["192.0.2.7:7400"]), epoch: 43 },

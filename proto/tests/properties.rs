@@ -19,6 +19,7 @@ use proto::{
     policy::{Decision, Object, Place, Policy, Ports, Rule, Subject},
     principal::Principal,
     secret::Secret,
+    standing::{MAX_ALLOWS, MAX_TROUBLES, Standing, Trouble},
     stream::{Answer, Open, Refusal, Routed, Trace},
     target::{HostPort, Target},
 };
@@ -73,7 +74,25 @@ fn edge_to_shard() -> impl Strategy<Value = EdgeToShard> {
         any::<u64>().prop_map(EdgeToShard::Ping),
         renew.prop_map(|(csr, certificate, signature)| EdgeToShard::Renew(Renew { csr, certificate, signature })),
         "\\PC{0,256}".prop_map(|reason| EdgeToShard::Bye { reason }),
+        standing().prop_map(EdgeToShard::Standing),
     ]
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    let trouble = ("\\PC{0,120}", "\\PC{0,120}", any::<u32>(), any::<u64>(), any::<u64>()).prop_map(
+        |(address, detail, times, first_ms, last_ms)| {
+            let (cause, carrier) = ("timed-out".to_owned(), "quic".to_owned());
+            Trouble { cause, carrier, address, detail, times, first_ms, last_ms }
+        },
+    );
+    let text = || "\\PC{0,120}";
+    let numbers = (any::<u32>(), 0..=100_u32, any::<i64>(), any::<u64>(), any::<bool>());
+    (text(), text(), numbers, vec(trouble, 0..=MAX_TROUBLES), vec(text(), 0..=MAX_ALLOWS)).prop_map(
+        |(why, proxy, (mtu, loss_percent, skew_ms, away_ms, allows_more), troubles, allows)| {
+            let carrier = "tcp".to_owned();
+            Standing { carrier, why, proxy, mtu, loss_percent, skew_ms, away_ms, troubles, allows, allows_more }
+        },
+    )
 }
 
 fn refuse() -> impl Strategy<Value = Refuse> {
@@ -87,7 +106,8 @@ fn refuse() -> impl Strategy<Value = Refuse> {
 fn shard_to_edge() -> impl Strategy<Value = ShardToEdge> {
     let welcome = (dotted(), any::<u64>(), vec(candidate(), 0..10), any::<u64>(), millis(), any::<u64>()).prop_map(
         |(shard, epoch, candidates, unix_ms, ping, generation)| {
-            ShardToEdge::Welcome(Welcome { shard, epoch, candidates, unix_ms, ping, generation })
+            let seen_as = format!("192.0.2.1:{}", generation % 65_536);
+            ShardToEdge::Welcome(Welcome { shard, epoch, candidates, unix_ms, ping, generation, seen_as })
         },
     );
     let certificates = || vec(blob(700), 0..=16);

@@ -9,7 +9,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{clock, shutdown::Tasks, splice::Broken};
+use crate::{audit::AuditQueue, clock, shutdown::Tasks, splice::Broken};
 
 /// Records that wait to be written. A stream that ends while it is full waits for room before its task ends; no live
 /// stream does.
@@ -33,6 +33,9 @@ pub struct AccessRecord {
     pub holder: String,
     /// The edge that served.
     pub edge: String,
+    /// What carries its tunnel, `quic` or `tcp`, where the tunnel ends here.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub carrier: String,
     /// What was asked for.
     pub target: String,
     /// What the edge dialled.
@@ -72,6 +75,7 @@ impl AccessRecord {
             shard: String::new(),
             holder: String::new(),
             edge: String::new(),
+            carrier: String::new(),
             target: target.to_string(),
             address: String::new(),
             rule: String::new(),
@@ -123,7 +127,10 @@ pub enum AccessLog {
 
 /// Takes records.
 #[derive(Clone, Debug)]
-pub struct AccessWriter(Option<mpsc::Sender<AccessRecord>>);
+pub struct AccessWriter {
+    log: Option<mpsc::Sender<AccessRecord>>,
+    audit: Option<AuditQueue>,
+}
 
 impl AccessWriter {
     /// Opens the log and writes until every handle is dropped.
@@ -132,7 +139,7 @@ impl AccessWriter {
     /// If the file cannot be opened.
     pub fn start(log: &AccessLog, tasks: &Tasks) -> io::Result<Self> {
         let out: Box<dyn AsyncWrite + Send + Unpin> = match log {
-            AccessLog::Off => return Ok(Self(None)),
+            AccessLog::Off => return Ok(Self { log: None, audit: None }),
             AccessLog::Stdout => Box::new(tokio::io::stdout()),
             AccessLog::File(path) => {
                 Box::new(tokio::fs::File::from_std(fs::OpenOptions::new().create(true).append(true).open(path)?))
@@ -140,19 +147,32 @@ impl AccessWriter {
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
         tasks.spawn(write(receiver, out));
-        Ok(Self(Some(sender)))
+        Ok(Self::to_channel(sender))
     }
 
     /// Hands records to somebody else, as tests do.
     #[must_use]
     pub const fn to_channel(sender: mpsc::Sender<AccessRecord>) -> Self {
-        Self(Some(sender))
+        Self { log: Some(sender), audit: None }
+    }
+
+    /// Puts each record into this queue as well.
+    #[must_use]
+    pub fn and_audit(self, queue: AuditQueue) -> Self {
+        Self { audit: Some(queue), ..self }
+    }
+
+    fn noted(&self, record: &mut AccessRecord) {
+        record.unix_ms = clock::unix_millis();
+        if let Some(audit) = &self.audit {
+            audit.put(record);
+        }
     }
 
     /// Writes a record, at the time of now.
     pub async fn write(&self, mut record: AccessRecord) {
-        record.unix_ms = clock::unix_millis();
-        if let Some(sender) = &self.0 {
+        self.noted(&mut record);
+        if let Some(sender) = &self.log {
             // The writer is gone only when the process ends.
             let _ = sender.send(record).await;
         }
@@ -162,8 +182,8 @@ impl AccessWriter {
 impl AccessWriter {
     /// Writes a record from where nobody can wait, such as a drop. Returns whether there was room for it.
     pub fn write_now(&self, mut record: AccessRecord) -> bool {
-        record.unix_ms = clock::unix_millis();
-        self.0.as_ref().is_none_or(|sender| sender.try_send(record).is_ok())
+        self.noted(&mut record);
+        self.log.as_ref().is_none_or(|sender| sender.try_send(record).is_ok())
     }
 }
 

@@ -15,11 +15,14 @@ use proto::{
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::tls::{self, LiveIdentity, MeshVerifier, PinnedVerifier, TrustBundle};
+use crate::{
+    clock,
+    tls::{self, LiveIdentity, MeshVerifier, PinnedVerifier, TrustBundle},
+};
 
 /// How long a whole call may take.
 const CALL: Duration = Duration::from_secs(15);
@@ -87,6 +90,53 @@ impl ApiClientError {
 pub struct ApiClient {
     address: HostPort,
     tls: Arc<ClientConfig>,
+}
+
+/// What time it is elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeThere {
+    /// This machine's clock when the answer came, in milliseconds since 1970.
+    pub here_ms: u64,
+    /// The other clock, in whole seconds since 1970.
+    pub there: i64,
+    /// How long the answer took.
+    pub took: Duration,
+}
+
+impl TimeThere {
+    /// How much this machine's clock is ahead, in milliseconds, to about a second.
+    #[must_use]
+    pub fn ahead_ms(&self) -> i64 {
+        let here = i64::try_from(self.here_ms).unwrap_or(i64::MAX);
+        let on_the_way = i64::try_from(self.took.as_millis() / 2).unwrap_or_default();
+        // On average, half of the second that is told has passed.
+        here.saturating_sub(self.there.saturating_mul(1000)).saturating_sub(500).saturating_sub(on_the_way)
+    }
+}
+
+/// Asks control for its time, whatever this machine's clock says: the chain is checked as of the beginning of control's
+/// certificate.
+///
+/// # Errors
+/// If control cannot be reached, is not trusted, or does not say.
+pub async fn time_at(address: &HostPort, bundle: &TrustBundle) -> Result<TimeThere, ApiClientError> {
+    let at = || address.to_string();
+    let tls_error = |e: rustls::Error| ApiClientError::Tls { address: at(), why: e.to_string() };
+    let verifier = MeshVerifier::of_servers(bundle.clone(), Role::Control).at_any_time();
+    let tls = tls::client_config(None, Arc::new(verifier), &[b"http/1.1"]).map_err(tls_error)?;
+    let client = ApiClient { address: address.clone(), tls: Arc::new(tls) };
+    let whole = async {
+        let begun = Instant::now();
+        let (response, _driver) = client.send(Method::HEAD, "/v1/openapi.json", None::<&()>).await?;
+        let date = response.headers().get(hyper::header::DATE).and_then(|date| date.to_str().ok());
+        let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+        let there = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok());
+        let there = there.ok_or_else(|| client.nonsense("it does not say what time it is"))?;
+        let there = i64::try_from(there.as_secs()).unwrap_or(i64::MAX);
+        Ok(TimeThere { here_ms: clock::unix_millis(), there, took: begun.elapsed() })
+    };
+    let late = || client.unreachable(&format!("no answer within {} s", CALL.as_secs()));
+    tokio::time::timeout(CALL, whole).await.unwrap_or_else(|_| Err(late()))
 }
 
 impl ApiClient {

@@ -170,6 +170,25 @@ impl Link {
         }
     }
 
+    /// Whether the peer has accepted this side's certificate. In TLS 1.3 a dialler is done before the other side has
+    /// looked at it; QUIC confirms the handshake (RFC 9001, 4.1.2), and over TCP a link is only up once the peer spoke.
+    #[must_use]
+    pub fn is_confirmed(&self) -> bool {
+        match &self.way {
+            Way::Quic(connection, ..) => connection.stats().frame_rx.handshake_done > 0,
+            Way::Tcp(_) => true,
+        }
+    }
+
+    /// Bytes of the largest UDP payload that is looked for; 0 over TCP.
+    #[must_use]
+    pub const fn most_payload(&self) -> u16 {
+        match &self.way {
+            Way::Quic(..) => quic::MOST_PAYLOAD,
+            Way::Tcp(_) => 0,
+        }
+    }
+
     /// The estimated round trip. Over TCP that of the last ping of the carrier, with what it waited in queues.
     #[must_use]
     pub fn rtt(&self) -> Duration {

@@ -201,6 +201,7 @@ pub struct MeshVerifier {
     server_role: Role,
     server_name: Option<EdgeId>,
     not_before: Duration,
+    any_time: bool,
     client_certificate_needed: bool,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -214,6 +215,7 @@ impl MeshVerifier {
             server_role: role,
             server_name: None,
             not_before: Duration::ZERO,
+            any_time: false,
             client_certificate_needed: true,
             algorithms: provider().signature_verification_algorithms,
         }
@@ -233,6 +235,13 @@ impl MeshVerifier {
         self
     }
 
+    /// Takes every time for the beginning of the certificate that is shown: for somebody who wants to know the time, and
+    /// nothing else.
+    #[must_use]
+    pub fn at_any_time(self) -> Self {
+        Self { any_time: true, ..self }
+    }
+
     fn time(&self, now: UnixTime) -> UnixTime {
         UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()).max(self.not_before))
     }
@@ -245,16 +254,13 @@ impl MeshVerifier {
         usage: KeyUsage,
     ) -> Result<CertFacts, Error> {
         let end_entity = EndEntityCert::try_from(leaf).map_err(|e| pki_error(&e))?;
+        let mut time = self.time(now);
+        if self.any_time {
+            let begins = CertFacts::from_der(leaf).map_err(|e| other(e.to_string()))?.not_before;
+            time = UnixTime::since_unix_epoch(Duration::from_secs(begins.try_into().unwrap_or(0)));
+        }
         end_entity
-            .verify_for_usage(
-                self.algorithms.all,
-                &self.bundle.anchors(),
-                intermediates,
-                self.time(now),
-                usage,
-                None,
-                None,
-            )
+            .verify_for_usage(self.algorithms.all, &self.bundle.anchors(), intermediates, time, usage, None, None)
             .map_err(|e| pki_error(&e))?;
         CertFacts::from_der(leaf).map_err(|e| other(e.to_string()))
     }

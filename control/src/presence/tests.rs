@@ -18,6 +18,9 @@ fn held(edge: &str, by: &str, since: i64) -> api::Presence {
         services: vec![],
         rtt_us: 1,
         streams: 0,
+        carrier: String::new(),
+        standing: None,
+        standing_at: None,
     }
 }
 

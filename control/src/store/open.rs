@@ -28,6 +28,7 @@ const OPENING: Duration = Duration::from_secs(30);
 
 const INIT: &str = include_str!("../../migrations/0001_init.sql");
 const RING: &str = include_str!("../../migrations/0002_ring.sql");
+const ACCESS: &str = include_str!("../../migrations/0005_access.sql");
 const BOOK: &str = include_str!("../../migrations/0004_book.sql");
 const REPORTS: &str = include_str!("../../migrations/0003_reports.sql");
 
@@ -177,5 +178,6 @@ fn migrations() -> Migrator {
         migration(2, "ring", RING),
         migration(3, "reports", REPORTS),
         migration(4, "book", BOOK),
+        migration(5, "access", ACCESS),
     ])
 }

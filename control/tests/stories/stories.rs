@@ -76,6 +76,9 @@ fn report(shard: &str, edges: &[&str], full: bool) -> ShardReport {
         services: vec![],
         rtt_us: 900,
         streams: 2,
+        carrier: String::new(),
+        standing: None,
+        standing_at: None,
     });
     let online = online.collect();
     ShardReport { full, online, ..serving(shard) }
@@ -724,6 +727,11 @@ macro_rules! all_stories {
             the_ring_follows_what_shards_report
             an_order_takes_a_shard_out_until_it_is_taken_back
             a_late_report_does_not_undo_a_later_one
+        }
+        $crate::on_each! { $kind, audit;
+            records_of_shards_are_kept_once_and_found_again
+            old_records_and_too_many_of_them_are_forgotten
+            a_control_that_keeps_no_records_takes_them_all_the_same
         }
     };
 }

@@ -22,7 +22,7 @@ serves_nobody() { (($(metric "${at[$1.admin]}" mesh_shard_tunnels) == $(metric "
 # gone_on N: waits until each has done some more, says that it is enough, and compares every byte.
 going() {
   rm -f "$dir/enough" "$dir/numbers"
-  [[ -e $dir/going ]] || random_file going 60
+  [[ -e $dir/going ]] || random_file going 20
   same "$(k exec -i "pod-$1" -c main -- sh -c 'rm -f /tmp/enough /tmp/said; cat > /www/going; echo there' < "$dir/going")" there
   going_mark="going-$RANDOM$RANDOM"
   : > "$dir/log/going-logs.out"
@@ -40,23 +40,24 @@ going() {
   wait_for 20 more_than "$dir/going-exec" 0
   wait_for 20 more_than "$dir/going-page" 0
 }
-# numbers: one a line, until it is enough. slowly: passes on less than a megabyte per second until then.
+# numbers: one a line, until it is enough. slowly: passes on less than half a megabyte per second until then.
 numbers() {
   local number=0
   until [[ -e $dir/enough ]]; do echo $((++number)) && sleep 0.1; done
   echo "$number" > "$dir/numbers"
 }
 slowly() {
-  until [[ -e $dir/enough ]]; do head -c 100000 && sleep 0.1; done
+  until [[ -e $dir/enough ]]; do head -c 50000 && sleep 0.1; done
   cat
 }
+page_goes_on() { more_than "$dir/going-page" $(($1 + 200000)) || cmp "$dir/going-page" "$dir/going"; }
 more_than() { (($(stat -c %s "$1") > $2)); }
 gone_on() {
   local said
   running going-exec || fail 'exec ended before it was told to'
   wait_for 20 more_than "$dir/going-exec" $(($(stat -c %s "$dir/going-exec") + 50))
   wait_for 20 more_than "$dir/log/going-logs.out" $(($(stat -c %s "$dir/log/going-logs.out") + 100))
-  wait_for 20 more_than "$dir/going-page" $(($(stat -c %s "$dir/going-page") + 300000))
+  wait_for 20 page_goes_on "$(stat -c %s "$dir/going-page")"
   : > "$dir/enough"
   wait "${pid[going-exec]}" || fail "exec ended with status $?: $(cat "$dir/log/going-exec.log")"
   same "$(sha256sum < "$dir/going-exec")" "$(seq "$(cat "$dir/numbers")" | sha256sum)"
@@ -101,10 +102,13 @@ by_signal() {
   wait_for 20 elsewhere "$1" "$2"
   words="node-$1 was elsewhere after $(since "$began")"
 }
-# settled N: waits until all shards are in the ring, node-N's edge is not at the apiserver's door, and exec works.
+# settled N: waits until all shards are in the ring, node-N's edge is not at the apiserver's door, and exec works. An edge
+# that has just seen shards die avoids them; one that has just started avoids nobody.
 settled() {
   wait_for 60 all_in_the_ring
-  wait_for 60 elsewhere "$1" shard-1
+  stop "edge-$1"
+  start_edge_on "$1"
+  wait_for 20 elsewhere "$1" shard-1
   wait_for 20 works "$1"
 }
 all_in_the_ring() { (($(metric "${at[shard.admin]}" mesh_shard_ring_members) == 3)); }

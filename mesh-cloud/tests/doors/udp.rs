@@ -103,7 +103,8 @@ async fn what_is_not_allowed_is_as_good_as_lost_and_recorded() {
     for _ in 0..10 {
         client.send(b"anybody?").await.unwrap();
     }
-    let answer = timeout(std::time::Duration::from_millis(100), client.recv(&mut [0; 10]));
+    let mut nothing = [0; 10];
+    let answer = timeout(std::time::Duration::from_millis(100), client.recv(&mut nothing));
     assert!(answer.await.is_err());
     assert!(mesh.records.try_recv().is_err());
 }

@@ -241,8 +241,8 @@ fn a_socket_that_cannot_be_had_is_tried_again_each_second() {
     let mut tries = Vec::new();
     for now in (100..8_000).step_by(10) {
         story.now = now;
-        while let beat @ (Beat::Ping(_) | Beat::Rebind) = story.beat() {
-            if beat == Beat::Rebind {
+        while let beat @ (Beat::Ping(_) | Beat::Rebind(_)) = story.beat() {
+            if matches!(beat, Beat::Rebind(_)) {
                 tries.push(now);
                 story.pulse.rebound(story.at(now), false);
             }
@@ -254,8 +254,8 @@ fn a_socket_that_cannot_be_had_is_tried_again_each_second() {
     let mut tries = Vec::new();
     for now in (0..4_000).step_by(10) {
         story.now = now;
-        while let beat @ (Beat::Ping(_) | Beat::Rebind) = story.beat() {
-            if beat == Beat::Rebind {
+        while let beat @ (Beat::Ping(_) | Beat::Rebind(_)) = story.beat() {
+            if matches!(beat, Beat::Rebind(_)) {
                 tries.push(now);
                 story.pulse.rebound(story.at(now), false);
             }

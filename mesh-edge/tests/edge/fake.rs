@@ -23,6 +23,7 @@ use proto::{
     identity::Role,
     message::{Candidate, EdgeToShard, Hello, ShardToEdge, Welcome},
     principal::Principal,
+    standing::Standing,
     stream::{Answer, Open, Refusal},
 };
 use rand::{SeedableRng, rngs::StdRng};
@@ -66,6 +67,8 @@ pub(crate) struct FakeShard {
 pub(crate) struct Visit {
     pub(crate) link: Link,
     pub(crate) hello: Hello,
+    /// What the edge said last of how it got here.
+    pub(crate) standing: Option<Standing>,
     send: SendHalf,
     recv: RecvHalf,
     reader: FrameReader,
@@ -102,6 +105,11 @@ impl FakeShard {
         soon("an edge dials", self.listener.accept()).await.unwrap().accept().await
     }
 
+    /// The next link, if its handshake works out.
+    pub(crate) async fn try_link(&self) -> Option<Link> {
+        self.listener.accept().await?.accept().await.ok()
+    }
+
     /// The next edge, behind its Hello.
     pub(crate) async fn visit(&self) -> Visit {
         let link = self.link().await.unwrap();
@@ -109,7 +117,7 @@ impl FakeShard {
         let mut reader = FrameReader::new(MAX_EDGE_TO_SHARD);
         let hello = soon("Hello", reader.next(&mut recv)).await.unwrap().unwrap();
         let Some(EdgeToShard::Hello(hello)) = EdgeToShard::decode(hello).unwrap() else { panic!("no Hello") };
-        Visit { link, hello, send, recv, reader }
+        Visit { link, hello, standing: None, send, recv, reader }
     }
 
     /// The next edge, welcomed.
@@ -127,6 +135,7 @@ impl FakeShard {
             unix_ms: clock::unix_millis(),
             ping: Duration::from_millis(500),
             generation: 1,
+            seen_as: "192.0.2.7:4433".into(),
         }
     }
 }
@@ -136,18 +145,29 @@ impl Visit {
         self.send.write_one(message.encode().unwrap()).await.unwrap();
     }
 
-    /// The next message that is no ping; pings are answered.
+    /// The next message that is no ping and no standing; pings are answered.
     pub(crate) async fn hear(&mut self) -> Option<EdgeToShard> {
         loop {
-            let body = self.reader.next(&mut self.recv).await.ok()??;
-            match EdgeToShard::decode(body).unwrap() {
-                Some(EdgeToShard::Ping(token)) => {
-                    let pong = ShardToEdge::Pong(token).encode().unwrap();
-                    self.send.write_one(pong).await.ok()?;
-                }
-                Some(message) => return Some(message),
-                None => {}
+            if let Some(message) = self.hear_once().await? {
+                return Some(message);
             }
+        }
+    }
+
+    /// Takes the next message; `None` inside for one that was dealt with.
+    pub(crate) async fn hear_once(&mut self) -> Option<Option<EdgeToShard>> {
+        let body = self.reader.next(&mut self.recv).await.ok()??;
+        match EdgeToShard::decode(body).unwrap() {
+            Some(EdgeToShard::Ping(token)) => {
+                let pong = ShardToEdge::Pong(token).encode().unwrap();
+                self.send.write_one(pong).await.ok()?;
+                Some(None)
+            }
+            Some(EdgeToShard::Standing(standing)) => {
+                self.standing = Some(standing);
+                Some(None)
+            }
+            message => Some(message),
         }
     }
 

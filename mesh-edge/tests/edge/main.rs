@@ -4,6 +4,7 @@
 
 mod apiserver;
 mod carriers;
+mod diagnosis;
 mod fake;
 mod flows;
 mod identity;

@@ -1,12 +1,16 @@
-//! `meshctl ping`: is the edge there, and how far away?
+//! `meshctl ping`: is the edge there, by which way, how far away, and what gets lost?
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use clap::Args;
-use proto::{id::EdgeId, target::Target};
+use proto::{
+    api::{EdgeView, Presence},
+    id::EdgeId,
+    target::Target,
+};
 use runtime::{
-    link::{Link, StreamError},
+    link::{Carrier, Link, LinkStats, StreamError},
     shutdown,
 };
 use serde::Serialize;
@@ -24,9 +28,11 @@ use crate::{
 /// Bytes of one ping: its number, and filling.
 const SIZE: usize = 64;
 
-/// Tells whether an edge is there, and how far away.
+/// Tells whether an edge is there, by which way, how far away, and what gets lost.
 ///
-/// The pings take the way of every stream, and the edge itself echoes them.
+/// The pings take the way of every stream, and the edge itself echoes them. A stream loses nothing, so a ping that is
+/// lost on the network comes late and not never; what is told as lost packets is what QUIC had to send again between
+/// this machine and its shard.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit status: 0 every ping came back, 1 some were lost, 3 refused, 4 none came back.
 
@@ -68,6 +74,56 @@ struct Report {
     min_ms: Option<f64>,
     avg_ms: Option<f64>,
     max_ms: Option<f64>,
+    /// What half, nine of ten, and 99 of 100 stayed below.
+    p50_ms: Option<f64>,
+    p90_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    /// The way, from here to the edge.
+    path: Vec<Hop>,
+    /// Packets that this machine sent to its shard meanwhile, and those of them that were lost; none over TCP.
+    sent_packets: Option<u64>,
+    lost_packets: Option<u64>,
+}
+
+/// One link of the way.
+#[derive(Debug, PartialEq, Serialize)]
+struct Hop {
+    from: String,
+    to: String,
+    /// `quic` or `tcp`; empty if that is not known.
+    carrier: String,
+    /// As its ends measure it; none if that is not known.
+    rtt_ms: Option<f64>,
+}
+
+/// How long control may take to say where the edge is.
+const ASK: Duration = Duration::from_secs(3);
+
+/// The links from here to the edge: the one to this machine's shard, the one between shards if another one holds the
+/// tunnel, and the tunnel.
+fn path(edge: &EdgeId, link: (&str, Carrier, Duration), at: Option<&Presence>) -> Vec<Hop> {
+    let (shard, carrier, rtt) = link;
+    let ms = |rtt: Duration| Some(rtt.as_secs_f64() * 1000.0);
+    let hop = |from: &str, to: &str, carrier: &str, rtt_ms| Hop {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        carrier: carrier.to_owned(),
+        rtt_ms,
+    };
+    let mut hops = vec![hop("here", shard, carrier.slug(), ms(rtt))];
+    let Some(at) = at else { return hops };
+    if at.shard.as_str() != shard {
+        // Shards reach each other over QUIC alone.
+        hops.push(hop(shard, at.shard.as_str(), Carrier::Quic.slug(), None));
+    }
+    hops.push(hop(at.shard.as_str(), edge.as_str(), &at.carrier, ms(Duration::from_micros(at.rtt_us))));
+    hops
+}
+
+/// Where control says that the edge is.
+async fn presence(session: &Session, edge: &EdgeId) -> Option<Presence> {
+    let view = tokio::time::timeout(ASK, session.api().get::<EdgeView>(&format!("/v1/edges/{edge}"))).await;
+    view.ok()?.ok()?.presence
 }
 
 /// Most round trips that a report names one by one.
@@ -81,7 +137,9 @@ pub(crate) async fn run(context: &Context, args: &PingArgs) -> Result<(), Failur
     let session = context.session().await?;
     let target = Target::Probe { edge: args.edge.clone() };
     let (link, opened) = session.connect(&target).await?;
-    let mut report = Report::new(args.edge.clone(), &link);
+    let at = presence(&session, &args.edge).await;
+    let mut report = Report::new(args.edge.clone(), &link, at.as_ref());
+    let before = link.stats();
     let say = |words: String| if context.form == Form::Table { out::line(&words) } else { Ok(()) };
     say(format!("{} via {}", args.edge, report.way()))?;
     let mut probe = Probe { session, target, link, opened: Some(opened) };
@@ -90,8 +148,10 @@ pub(crate) async fn run(context: &Context, args: &PingArgs) -> Result<(), Failur
         stopped = shutdown::signal() => stopped.map(|_| ()).map_err(Failure::from),
         done = pings(args, &mut probe, &mut report, &say) => done,
     };
+    report.lost(&probe.link, before);
     reach::goodbye(&probe.link).await;
     done?;
+    report.distribute();
     match context.form {
         Form::Json => out::json(&report)?,
         Form::Table => out::line(&report.summary())?,
@@ -174,23 +234,59 @@ async fn echo(opened: &mut Opened, number: u64) -> Result<(), StreamError> {
 }
 
 impl Report {
-    fn new(edge: EdgeId, link: &Link) -> Self {
+    fn new(edge: EdgeId, link: &Link, at: Option<&Presence>) -> Self {
+        let shard = link.peer().identity.name.to_string();
         Self {
+            path: path(&edge, (&shard, link.carrier(), link.rtt()), at),
             edge,
-            shard: link.peer().identity.name.to_string(),
+            shard,
             shard_address: link.remote_address().to_string(),
-            carrier: "quic",
+            carrier: link.carrier().slug(),
             sent: 0,
             received: 0,
             rtt_ms: Vec::new(),
             min_ms: None,
             avg_ms: None,
             max_ms: None,
+            p50_ms: None,
+            p90_ms: None,
+            p99_ms: None,
+            sent_packets: None,
+            lost_packets: None,
         }
     }
 
     fn way(&self) -> String {
-        format!("{} ({}, {})", self.shard, self.carrier, self.shard_address)
+        let mut way = format!("{} ({}, {})", self.shard, self.carrier, self.shard_address);
+        for hop in self.path.iter().skip(1) {
+            let rtt = hop.rtt_ms.map(|ms| format!(", {ms:.1} ms")).unwrap_or_default();
+            let carrier = if hop.carrier.is_empty() { "unknown" } else { &hop.carrier };
+            way += &format!(", {} ({carrier}{rtt})", hop.to);
+        }
+        way
+    }
+
+    /// Notes what the link to the shard had to send again since then.
+    fn lost(&mut self, link: &Link, before: LinkStats) {
+        let now = link.stats();
+        // A link that was dialled anew in between has counts of its own.
+        let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
+        if link.carrier() == Carrier::Quic {
+            self.sent_packets = Some(since(now.sent_packets, before.sent_packets));
+            self.lost_packets = Some(since(now.lost_packets, before.lost_packets));
+        }
+    }
+
+    /// Notes how the round trips are distributed.
+    fn distribute(&mut self) {
+        let mut all: Vec<f64> = self.rtt_ms.iter().flatten().copied().collect();
+        all.sort_by(f64::total_cmp);
+        let below = |of_hundred: usize| {
+            // The smallest that so many of a hundred do not exceed.
+            let at = (all.len() * of_hundred).div_ceil(100).max(1) - 1;
+            all.get(at).copied()
+        };
+        (self.p50_ms, self.p90_ms, self.p99_ms) = (below(50), below(90), below(99));
     }
 
     fn came_back(&mut self, rtt: Option<Duration>) {
@@ -211,10 +307,18 @@ impl Report {
     fn summary(&self) -> String {
         let lost = self.sent - self.received;
         let counts = format!("{} sent, {} came back, {lost} lost", self.sent, self.received);
-        match (self.min_ms, self.avg_ms, self.max_ms) {
+        let mut all = match (self.min_ms, self.avg_ms, self.max_ms) {
             (Some(min), Some(avg), Some(max)) => format!("{counts}; min/avg/max {min:.2}/{avg:.2}/{max:.2} ms"),
             _ => counts,
+        };
+        if let (Some(p50), Some(p90), Some(p99)) = (self.p50_ms, self.p90_ms, self.p99_ms) {
+            all += &format!("; p50/p90/p99 {p50:.2}/{p90:.2}/{p99:.2} ms");
         }
+        match (self.lost_packets, self.sent_packets) {
+            (Some(lost), Some(sent)) => all += &format!("\n{lost} of {sent} QUIC packets to {} lost", self.shard),
+            _ => all += &format!("\nover TCP to {}, which does not tell what it lost", self.shard),
+        }
+        all
     }
 
     fn verdict(&self) -> Result<(), Failure> {
@@ -245,7 +349,36 @@ mod tests {
             min_ms: None,
             avg_ms: None,
             max_ms: None,
+            p50_ms: None,
+            p90_ms: None,
+            p99_ms: None,
+            path: vec![],
+            sent_packets: Some(20),
+            lost_packets: Some(1),
         }
+    }
+
+    #[test]
+    fn the_way_has_every_link_and_round_trips_are_distributed() {
+        let at: Presence = serde_json::from_value(serde_json::json!({
+            "edge": "shop-1", "shard": "shard-2", "since": 0, "address": "", "version": "", "services": [],
+            "rtt_us": 30_000, "streams": 0, "carrier": "tcp"
+        }))
+        .unwrap();
+        let edge: EdgeId = "shop-1".parse().unwrap();
+        let link = ("shard-1", Carrier::Quic, Duration::from_millis(5));
+        let hops = path(&edge, link, Some(&at));
+        let told: Vec<_> = hops.iter().map(|hop| format!("{} {} {}", hop.from, hop.to, hop.carrier)).collect();
+        assert_eq!(told, ["here shard-1 quic", "shard-1 shard-2 quic", "shard-2 shop-1 tcp"]);
+        assert_eq!(hops[2].rtt_ms, Some(30.0));
+        assert_eq!(path(&edge, link, None).len(), 1, "without control nobody knows more");
+
+        let mut report = report();
+        for ms in 1..=100 {
+            report.came_back(Some(Duration::from_millis(ms)));
+        }
+        report.distribute();
+        assert_eq!((report.p50_ms, report.p90_ms, report.p99_ms), (Some(50.0), Some(90.0), Some(99.0)));
     }
 
     #[test]
@@ -256,7 +389,8 @@ mod tests {
         report.came_back(None);
         assert!(matches!(report.verdict(), Err(Failure::Failed(_))));
         report.came_back(Some(Duration::from_millis(20)));
-        assert_eq!(report.summary(), "3 sent, 2 came back, 1 lost; min/avg/max 10.00/15.00/20.00 ms");
+        let counts = "3 sent, 2 came back, 1 lost; min/avg/max 10.00/15.00/20.00 ms";
+        assert_eq!(report.summary(), format!("{counts}\n1 of 20 QUIC packets to shard-1 lost"));
         report.came_back(Some(Duration::from_millis(30)));
         assert!(report.verdict().is_ok());
     }

@@ -11,6 +11,7 @@ use proto::{
 };
 use serde_json::{Value, json};
 
+use self::at_edge::AtEdge;
 use super::Context;
 use crate::{
     failure::Failure,
@@ -69,11 +70,14 @@ pub(crate) struct AllowArgs {
 
 /// Says whether somebody may reach a target, and by which rule.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit status: 0 allowed, 3 refused. Goes by the rules alone and opens nothing.
+#[command(
+    after_help = "Exit status: 0 allowed, 3 refused. Goes by the rules of the mesh, and by what the edge says that it allows by
+itself; opens nothing.
 
 Examples:
   meshctl policy test --from user/alice --group ops shop-1:22
-  meshctl policy test --from door/http shop-1/web")]
+  meshctl policy test --from door/http shop-1/web"
+)]
 pub(crate) struct TestArgs {
     /// Who: user/NAME, edge/NAME, door/NAME or apiserver.
     #[arg(long, value_name = "WHO")]
@@ -93,6 +97,8 @@ fn rule_name(text: &str) -> Result<String, String> {
         Err(format!("a rule's name has a-z, 0-9 and '-' inside, and at most {MAX_NAME} of them"))
     }
 }
+
+mod at_edge;
 
 /// Longest name of a rule in bytes.
 const MAX_NAME: usize = 63;
@@ -170,14 +176,26 @@ async fn test(context: &Context, args: TestArgs) -> Result<(), Failure> {
     let edges = edges_for(&session, &args.target).await?;
     let who = with_site(&session, who).await?;
     let decision = decide(&policy, &who, &args.target, &edges)?;
-    let (allowed, why) = match &decision {
-        Decision::Allow { rule } => (true, format!("allowed by rule {rule}")),
-        Decision::Deny { missing } => (false, missing.clone()),
+    let at_edge = match &decision {
+        Decision::Allow { .. } => at_edge::decide(&who, &args.target, &edges),
+        Decision::Deny { .. } => AtEdge::Unknown("nothing gets that far".into()),
+    };
+    let (allowed, why) = match (&decision, &at_edge) {
+        (Decision::Deny { missing }, _) => (false, missing.clone()),
+        (Decision::Allow { rule }, AtEdge::Allowed(by)) => {
+            (true, format!("allowed by rule {rule} at the shard, and by the edge itself: {by}"))
+        }
+        (Decision::Allow { rule }, AtEdge::Denied(why)) => {
+            (false, format!("rule {rule} allows it at the shard, and the edge itself does not: {why}"))
+        }
+        (Decision::Allow { rule }, AtEdge::Unknown(why)) => {
+            (true, format!("allowed by rule {rule} at the shard; what the edge says is not known: {why}"))
+        }
     };
     match context.form {
         Form::Json => {
             let rule = if let Decision::Allow { rule } = &decision { Some(rule) } else { None };
-            out::json(&json!({ "allowed": allowed, "rule": rule, "reason": why }))?;
+            out::json(&json!({ "allowed": allowed, "rule": rule, "edge": at_edge, "reason": why }))?;
         }
         Form::Table if allowed => out::line(&format!("{who} may reach {}: {why}", args.target))?,
         Form::Table => {}

@@ -1,9 +1,10 @@
 //! `meshctl why`: what is wrong with an edge, and what to do. It asks control, tries the edge through a shard, and puts
 //! the two together.
 
-use std::{str::FromStr, time::Duration};
+use std::{net::SocketAddr, str::FromStr, time::Duration};
 
 use clap::Args;
+use mesh_edge::status::Status;
 use proto::{
     api::{ApiCode, EdgeView, ShardView},
     id::EdgeId,
@@ -36,11 +37,19 @@ Examples:
   meshctl why shop-1             is the edge there, and if not, why?
   meshctl why shop-1:5432        the same, and whether its port 5432 answers
   meshctl why shop-1/web         the same for its service web
-  meshctl why edge/shop-1 -o json"
+  meshctl why edge/shop-1 -o json
+  meshctl why --here             on the edge's own machine: why does it reach nobody?"
 )]
 pub(crate) struct WhyArgs {
     /// EDGE or edge/EDGE, EDGE:PORT, EDGE/HOST:PORT or EDGE/SERVICE.
-    what: Subject,
+    #[arg(required_unless_present = "here")]
+    what: Option<Subject>,
+    /// Asks the edge of this machine, which knows why it reaches nobody; that needs no login.
+    #[arg(long, conflicts_with = "what")]
+    here: bool,
+    /// Where that edge's admin server is.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7494", requires = "here")]
+    admin: SocketAddr,
 }
 
 /// What is asked about.
@@ -77,8 +86,26 @@ impl FromStr for Subject {
 /// # Errors
 /// If the edge is not there, with a status that says which way.
 pub(crate) async fn run(context: &Context, args: &WhyArgs) -> Result<(), Failure> {
+    let Some(Subject { edge, target }) = &args.what else { return here(context, args.admin).await };
+    let verdict = conclude(context, edge, target).await?;
+    match context.form {
+        Form::Json => out::json(&verdict)?,
+        Form::Table => show(&verdict)?,
+    }
+    verdict.status()
+}
+
+/// What is wrong with an edge, as a document.
+///
+/// # Errors
+/// If nobody is logged in.
+pub(crate) async fn verdict(context: &Context, edge: &EdgeId) -> Result<serde_json::Value, Failure> {
+    let verdict = conclude(context, edge, &Target::Probe { edge: edge.clone() }).await?;
+    serde_json::to_value(&verdict).map_err(|e| Failure::Failed(e.to_string()))
+}
+
+async fn conclude(context: &Context, edge: &EdgeId, target: &Target) -> Result<Verdict, Failure> {
     let session = context.session().await?;
-    let WhyArgs { what: Subject { edge, target } } = args;
     let (asked, tried) = tokio::join!(timeout(ASK, ask(&session, edge)), attempt(&session, target));
     let (control, known) = match asked {
         Ok(Ok((view, shards))) => (Ok(()), Some((view, shards))),
@@ -86,12 +113,17 @@ pub(crate) async fn run(context: &Context, args: &WhyArgs) -> Result<(), Failure
         Err(_) => (Err(format!("{} does not answer", session.api().address())), None),
     };
     let known = Known { edge: edge.clone(), control, known, tried, now: unix_now() };
-    let verdict = known.judge();
+    Ok(known.judge())
+}
+
+/// What the edge of this machine says of itself.
+async fn here(context: &Context, admin: SocketAddr) -> Result<(), Failure> {
+    let status = Status::ask(admin).await.map_err(|e| Failure::Unreachable(e.to_string()))?;
     match context.form {
-        Form::Json => out::json(&verdict)?,
-        Form::Table => show(&verdict)?,
+        Form::Json => out::json(&status)?,
+        Form::Table => out::text(&status.text())?,
     }
-    verdict.status()
+    if status.told().connected { Ok(()) } else { Err(Failure::Told(4)) }
 }
 
 fn show(verdict: &Verdict) -> Result<(), Failure> {

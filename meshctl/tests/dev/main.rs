@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where something is wrong")]
 
 mod access;
+mod diagnosis;
 mod kube;
 mod lifecycle;
 mod mesh;

@@ -6,6 +6,8 @@ use proto::code::CloseCode;
 use quinn::ConnectionError;
 use rustls::AlertDescription;
 
+use crate::cert::CertFacts;
+
 /// The end of a link, or of an attempt at one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}: {detail}")]
@@ -45,6 +47,8 @@ pub enum EndCause {
     Distrusted,
     /// Our certificate has expired.
     Expired,
+    /// The peer says that our certificate is not valid now, and by this machine's clock it is.
+    Clock,
     /// The peer speaks another version of the protocol.
     NoCommonVersion,
     /// Anything else that QUIC, TLS or yamux did not like.
@@ -69,9 +73,34 @@ impl EndCause {
             Self::WrongPeer => "wrong-peer",
             Self::Distrusted => "distrusted",
             Self::Expired => "expired",
+            Self::Clock => "clock",
             Self::NoCommonVersion => "no-common-version",
             Self::Transport => "transport",
         }
+    }
+
+    /// The cause with this word; `None` if there is none, as in the words of a newer version.
+    #[must_use]
+    pub fn from_slug(slug: &str) -> Option<Self> {
+        const OURS: [EndCause; 15] = [
+            EndCause::Local,
+            EndCause::TimedOut,
+            EndCause::NobodyListens,
+            EndCause::PeerRestarted,
+            EndCause::NoRoute,
+            EndCause::ProxyRefused,
+            EndCause::NameUnknown,
+            EndCause::WrongCa,
+            EndCause::PeerExpired,
+            EndCause::WrongPeer,
+            EndCause::Distrusted,
+            EndCause::Expired,
+            EndCause::Clock,
+            EndCause::NoCommonVersion,
+            EndCause::Transport,
+        ];
+        let closed = CloseCode::ALL.iter().map(|code| Self::Closed(*code));
+        OURS.into_iter().chain(closed).find(|cause| cause.slug() == slug)
     }
 
     /// What it means and what to do, in a sentence for people.
@@ -101,6 +130,9 @@ impl EndCause {
             Self::Expired => {
                 "This machine's certificate has expired: enrol again with a new join line, and look at its clock."
             }
+            Self::Clock => {
+                "The other side says that this machine's certificate is not valid now, and by this machine's clock it is: one of the two clocks is wrong."
+            }
             Self::NoCommonVersion => "The two sides have no protocol version in common: update the older one.",
             Self::Transport => "The connection broke the rules of QUIC, TLS or yamux, or something in between did.",
         }
@@ -118,6 +150,15 @@ impl LinkEnd {
     #[must_use]
     pub fn new(cause: EndCause, detail: impl Into<String>) -> Self {
         Self { cause, detail: detail.into() }
+    }
+
+    /// Tells an end of this side's certificate from a clock that is wrong: a peer that takes a certificate for ended
+    /// which by this machine's clock is not goes by another time.
+    #[must_use]
+    pub fn by_own_clock(self, own: &CertFacts, unix_now: i64) -> Self {
+        let disputed = matches!(self.cause, EndCause::Expired | EndCause::Closed(CloseCode::Expired))
+            && (own.not_before..=own.not_after).contains(&unix_now);
+        if disputed { Self { cause: EndCause::Clock, ..self } } else { self }
     }
 
     /// The code that the peer closed with, if it did.
@@ -219,5 +260,35 @@ fn of_tls(error: &rustls::Error) -> EndCause {
         rustls::Error::NoCertificatesPresented => of_alert(AlertDescription::CertificateRequired, Side::Ours),
         rustls::Error::NoApplicationProtocol => EndCause::NoCommonVersion,
         _ => EndCause::Transport,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_only_the_other_clock_ends_is_a_matter_of_clocks() {
+        let own = CertFacts {
+            identity: "spiffe://mesh.test/edge/shop-1".parse().unwrap(),
+            serial: "1".into(),
+            not_before: 1000,
+            not_after: 2000,
+            groups: vec![],
+            site: None,
+        };
+        let told = |cause, now| LinkEnd::new(cause, "x").by_own_clock(&own, now).cause;
+        assert_eq!(told(EndCause::Expired, 1500), EndCause::Clock);
+        assert_eq!(told(EndCause::Closed(CloseCode::Expired), 1500), EndCause::Clock);
+        assert_eq!(told(EndCause::Expired, 2001), EndCause::Expired);
+        assert_eq!(told(EndCause::TimedOut, 1500), EndCause::TimedOut);
+    }
+
+    #[test]
+    fn causes_are_known_by_their_words() {
+        for cause in [EndCause::TimedOut, EndCause::Clock, EndCause::Closed(CloseCode::Revoked)] {
+            assert_eq!(EndCause::from_slug(cause.slug()), Some(cause));
+        }
+        assert_eq!(EndCause::from_slug("of-tomorrow"), None);
     }
 }

@@ -2,15 +2,10 @@
 //! what is not acknowledged yet: a keystroke waits neither behind a download nor for twenty of them. Nobody has to say what
 //! a stream is for; it is what it does.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// What a stream may say at once and still go ahead, and in a second, in bytes: terminals, requests, the first of every
@@ -54,38 +49,59 @@ impl Measure {
 #[derive(Debug)]
 pub(super) struct Room {
     connection: quinn::Connection,
-    window: AtomicU64,
+    shares: Mutex<Shares>,
+}
+
+#[derive(Debug)]
+struct Shares {
+    window: u64,
+    /// Writes of those that go ahead which are under way.
+    ahead: usize,
+}
+
+impl Shares {
+    /// What there is now: all of it while one that goes ahead writes.
+    const fn open(&self) -> u64 {
+        if self.ahead > 0 { self.window } else { self.window.saturating_sub(HEADROOM) }
+    }
 }
 
 impl Room {
     /// `window` bytes altogether, a part of them for those that go ahead.
     pub(super) fn new(connection: quinn::Connection, window: u64) -> Self {
-        let room = Self { connection, window: AtomicU64::new(window) };
-        room.lower();
-        room
+        let shares = Shares { window, ahead: 0 };
+        connection.set_send_window(shares.open());
+        Self { connection, shares: Mutex::new(shares) }
     }
 
     /// Changes it.
     pub(super) fn set(&self, window: u64) {
-        self.window.store(window, Ordering::Relaxed);
-        self.lower();
+        self.change(|shares| shares.window = window);
     }
 
-    fn raise(&self) {
-        self.connection.set_send_window(self.window.load(Ordering::Relaxed));
-    }
-
-    fn lower(&self) {
-        self.connection.set_send_window(self.window.load(Ordering::Relaxed).saturating_sub(HEADROOM));
+    fn change(&self, change: impl FnOnce(&mut Shares)) {
+        let mut shares = self.shares.lock();
+        let before = shares.open();
+        change(&mut shares);
+        if shares.open() != before {
+            self.connection.set_send_window(shares.open());
+        }
     }
 }
 
 /// All of the room, until dropped.
 struct Raised<'a>(&'a Room);
 
+impl<'a> Raised<'a> {
+    fn of(room: &'a Room) -> Self {
+        room.change(|shares| shares.ahead += 1);
+        Self(room)
+    }
+}
+
 impl Drop for Raised<'_> {
     fn drop(&mut self) {
-        self.0.lower();
+        self.0.change(|shares| shares.ahead -= 1);
     }
 }
 
@@ -111,12 +127,14 @@ impl QuicSender {
 
     pub(super) async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), quinn::WriteError> {
         let ahead = self.weigh(chunks.iter().map(Bytes::len).sum());
-        let room = Arc::clone(&self.room);
-        let _raised = ahead.then(|| {
-            room.raise();
-            Raised(&room)
-        });
-        self.stream.write_all_chunks(chunks).await
+        let write = self.stream.write_all_chunks(chunks);
+        tokio::pin!(write);
+        // Mostly there is room.
+        if let Poll::Ready(written) = poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await {
+            return written;
+        }
+        let _raised = ahead.then(|| Raised::of(&self.room));
+        write.await
     }
 
     /// Settles where bytes that are about to be sent stand. Returns whether they go ahead of others.
@@ -141,6 +159,15 @@ impl QuicSender {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rest_of_the_room_is_open_while_anybody_who_goes_ahead_writes() {
+        let mut shares = Shares { window: 6 * HEADROOM, ahead: 0 };
+        assert_eq!(shares.open(), 5 * HEADROOM);
+        shares.ahead = 2;
+        assert_eq!(shares.open(), 6 * HEADROOM);
+        assert_eq!(Shares { window: 1, ahead: 0 }.open(), 0);
+    }
 
     #[test]
     fn who_says_little_goes_ahead_and_who_moves_much_does_not() {

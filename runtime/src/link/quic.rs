@@ -97,8 +97,8 @@ impl ConnectionIdGenerator for PlacedIds {
 
 /// First size of a datagram's payload: what every IPv6 path takes (RFC 9000, 14).
 const INITIAL_MTU: u16 = 1200;
-/// The largest that is tried: an Ethernet frame with IPv6 and UDP in it.
-const LARGEST_MTU: u16 = 1452;
+/// Size of the largest datagram's payload that is looked for: what passes over Ethernet with IPv6 and UDP in it.
+pub(super) const MOST_PAYLOAD: u16 = 1452;
 /// How often a larger one is tried again on a path that took none, or took the largest and became another.
 const MTU_AGAIN: Duration = Duration::from_secs(300);
 /// How long after a black hole larger ones are tried again.
@@ -112,7 +112,7 @@ impl LinkLimits {
 
     fn transport(&self) -> TransportConfig {
         let mut discovery = MtuDiscoveryConfig::default();
-        discovery.upper_bound(LARGEST_MTU).interval(MTU_AGAIN).black_hole_cooldown(AFTER_BLACK_HOLE);
+        discovery.upper_bound(MOST_PAYLOAD).interval(MTU_AGAIN).black_hole_cooldown(AFTER_BLACK_HOLE);
         let mut transport = TransportConfig::default();
         transport
             .stream_receive_window(self.stream_window.into())

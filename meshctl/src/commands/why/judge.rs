@@ -1,15 +1,23 @@
 //! From what is known to a sentence. Pure.
 
 use proto::{
-    api::{EdgeView, Parting, ShardView},
+    api::{EdgeView, Parting, Presence, ShardView},
     id::EdgeId,
 };
 use serde::Serialize;
 
-use crate::{failure::Failure, text};
+use crate::{commands::edge::standing, failure::Failure, text};
 
 /// A last sight that is so much younger than a parting shows that the edge came back since. In seconds.
 const LATER: i64 = 15;
+/// Difference between an edge's clock and its shard's that is worth a word. In milliseconds.
+const SKEW: u64 = 60_000;
+/// Share of packets lost on the way that is worth a word, in percent.
+const LOSSY: u32 = 2;
+/// What larger UDP payloads than this ought to pass; fewer bytes are worth a word.
+const NARROW: u32 = 1300;
+/// How old a tunnel is, in seconds, whose edge has found out what its path takes.
+const SETTLED: i64 = 10;
 /// For how long a second machine with the same identity is worth a word. In seconds.
 const LATELY: i64 = 600;
 
@@ -20,6 +28,44 @@ pub(super) struct Reached {
     pub(super) through: String,
     /// What the edge connected with, if it was asked to.
     pub(super) address: Option<String>,
+}
+
+/// What hampers an edge that is there, as it says itself: cause, words, remedy.
+fn hampered(at: &Presence, now: i64) -> Option<(&'static str, String, &'static str)> {
+    let standing = at.standing.as_ref()?;
+    if standing.skew_ms.unsigned_abs() > SKEW {
+        let skew = text::span(std::time::Duration::from_millis(standing.skew_ms.unsigned_abs()));
+        let side = if standing.skew_ms > 0 { "behind" } else { "ahead of" };
+        let what = format!("its clock is {skew} {side} the shard's");
+        return Some(("clock", what, "Set the machine's clock and let it follow a time server: certificates need it."));
+    }
+    if at.carrier == "tcp" {
+        let through = if standing.proxy.is_empty() { String::new() } else { format!(" through {}", standing.proxy) };
+        let why = if standing.why.is_empty() { String::new() } else { format!(": {}", standing.why) };
+        let what = format!("over TCP{through}, since QUIC did not come through{why}");
+        return Some((
+            "udp-blocked",
+            what,
+            "Let UDP out to the shard's port where the machine is; it goes back to QUIC by itself.",
+        ));
+    }
+    if standing.loss_percent >= LOSSY {
+        return Some((
+            "lossy-path",
+            format!("its path loses {} of 100 packets that it sends", standing.loss_percent),
+            "Streams go on, and lost packets cost a round trip each. Look at the machine's radio or line, and at what \
+             else fills it.",
+        ));
+    }
+    if (1..NARROW).contains(&standing.mtu) && at.since + SETTLED <= now {
+        return Some((
+            "narrow-path",
+            format!("its path takes no packets above {} bytes", standing.mtu),
+            "It goes on with small packets by itself. Something on the way drops larger ones without a word: look for \
+             a tunnel, or a router whose MTU is too small, or that drops ICMP.",
+        ));
+    }
+    None
 }
 
 /// Everything that could be found out.
@@ -145,9 +191,12 @@ impl Known {
         if let Some(address) = &reached.address {
             sentence += &format!(", and {address} answers it");
         }
-        match self.known.as_ref().and_then(|(view, _)| self.turned_away(view.as_ref()?)) {
-            Some((what, remedy)) => {
-                (Kind::There, "duplicate-identity", format!("{sentence}, but {what}."), Some(remedy))
+        if let Some((what, remedy)) = self.known.as_ref().and_then(|(view, _)| self.turned_away(view.as_ref()?)) {
+            return (Kind::There, "duplicate-identity", format!("{sentence}, but {what}."), Some(remedy));
+        }
+        match at.and_then(|at| hampered(at, self.now)) {
+            Some((cause, what, remedy)) => {
+                (Kind::There, cause, format!("{sentence}, but {what}."), Some(remedy.to_owned()))
             }
             None => (Kind::There, "none", sentence + ".", None),
         }
@@ -257,6 +306,12 @@ impl Known {
             let seen =
                 view.last_seen.map_or_else(|| "never".to_owned(), |seen| format!("{} ago", text::age(seen, self.now)));
             facts.push(("seen by a shard", seen));
+            if let Some(at) = &view.presence {
+                if !at.carrier.is_empty() {
+                    facts.push(("carrier", at.carrier.clone()));
+                }
+                facts.extend(at.standing.iter().flat_map(standing));
+            }
             if let Some(p) = &view.parting {
                 let ago = text::age(p.at, self.now);
                 facts

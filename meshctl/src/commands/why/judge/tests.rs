@@ -46,8 +46,8 @@ fn parting(cause: &str, detail: &str) -> Parting {
     }
 }
 
-fn presence() -> proto::api::Presence {
-    proto::api::Presence {
+fn presence() -> Presence {
+    Presence {
         edge: "shop-1".parse().unwrap(),
         shard: "shard-2".parse().unwrap(),
         since: NOW - 7200,
@@ -56,6 +56,9 @@ fn presence() -> proto::api::Presence {
         services: vec![],
         rtt_us: 12_340,
         streams: 0,
+        carrier: String::new(),
+        standing: None,
+        standing_at: None,
     }
 }
 
@@ -127,6 +130,37 @@ fn what_works_and_what_only_the_target_refuses() {
     assert_eq!((verdict.cause, verdict.reachable), ("way", false));
     assert!(verdict.sentence.contains("connected to shard-2") && verdict.sentence.contains("policy-denied"));
     assert!(matches!(verdict.status(), Err(Failure::Told(3))));
+}
+
+#[test]
+fn an_edge_that_is_there_says_what_hampers_it() {
+    let reached = || Ok(Reached { through: "shard-1".into(), address: None });
+    let with = |carrier: &str, standing: serde_json::Value| {
+        let mut at = presence();
+        at.carrier = carrier.into();
+        at.standing = Some(serde_json::from_value(standing).unwrap());
+        known(Some(view(|v| v.presence = Some(at))), reached()).judge()
+    };
+    let why = "QUIC: timed-out (no handshake within 5 s)";
+    let blocked = with("tcp", serde_json::json!({"carrier": "tcp", "why": why, "proxy": "http://p:3128"}));
+    assert_eq!((blocked.cause, blocked.reachable), ("udp-blocked", true));
+    assert!(
+        blocked.sentence.contains("over TCP through http://p:3128") && blocked.sentence.contains(why),
+        "{blocked:?}"
+    );
+    assert!(blocked.status().is_ok() && blocked.remedy.unwrap().contains("UDP"));
+    let skewed = with("quic", serde_json::json!({"carrier": "quic", "skew_ms": -180_000}));
+    assert_eq!(skewed.cause, "clock");
+    assert!(skewed.sentence.contains("3m ahead of"), "{skewed:?}");
+    let lossy = with("quic", serde_json::json!({"carrier": "quic", "mtu": 1452, "loss_percent": 5}));
+    assert_eq!((lossy.cause, lossy.reachable), ("lossy-path", true));
+    assert!(lossy.sentence.contains("loses 5 of 100 packets"), "{lossy:?}");
+    let narrow = with("quic", serde_json::json!({"carrier": "quic", "mtu": 1200, "loss_percent": 1}));
+    assert_eq!((narrow.cause, narrow.reachable), ("narrow-path", true));
+    assert!(narrow.sentence.contains("no packets above 1200 bytes"), "{narrow:?}");
+    let fine = with("quic", serde_json::json!({"carrier": "quic", "mtu": 1452, "skew_ms": 300}));
+    assert_eq!(fine.cause, "none");
+    assert!(fine.facts.contains(&("largest UDP payload", "1452 bytes".into())), "{fine:?}");
 }
 
 #[test]
