@@ -40,7 +40,7 @@ e2e: build
 	@e2e/run $(STORIES)
 
 lab: build
-	@e2e/run $(if $(STORY),lab/$(STORY),lab carrier)
+	@CAUSEWAY_LAB=whole e2e/run $(if $(STORY),lab/$(STORY),lab carrier)
 
 e2e-kube: build
 	@e2e/run kube

@@ -18,6 +18,9 @@ router=causeway-router-$$ site=causeway-site-$$
 cloud_dev=cc$$ wan_dev=cr$$ lan_dev=cl$$ site_dev=cs$$
 router_address=$net.2 site_address=$inside.2
 
+# Whether all of it is wanted, or what every change can wait for.
+whole() { [[ ${CAUSEWAY_LAB:-} == whole ]]; }
+
 # needs_lab: ends the story where there can be no namespaces, or no TUN devices if the Internet is emulated.
 needs_lab() {
   step 'a network behind a router'

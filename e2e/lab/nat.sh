@@ -28,13 +28,15 @@ for kind in full address port symmetric; do
   [[ $kind == symmetric ]] || stop shop-1
 done
 
-step 'a NAT that forgets UDP after 10 s: an idle tunnel stays'
-in_router sysctl -qw net.netfilter.nf_conntrack_udp_timeout=10 net.netfilter.nf_conntrack_udp_timeout_stream=10
-start kept mesh-loadtest latency --connect "$host:${at[echo]}" --seconds 14 --every 6
-wait "${pid[kept]}" || fail "the stream broke: $(cat "$dir/log/kept.log")"
-unset 'pid[kept]'
-same "$(edge_metric 'mesh_edge_dials_total{outcome="welcome"}')" 1
-ok "an echo each 6 s: $(tail -n 1 "$dir/log/kept.out")"
+if whole; then
+  step 'a NAT that forgets UDP after 10 s: an idle tunnel stays'
+  in_router sysctl -qw net.netfilter.nf_conntrack_udp_timeout=10 net.netfilter.nf_conntrack_udp_timeout_stream=10
+  start kept mesh-loadtest latency --connect "$host:${at[echo]}" --seconds 60 --every 20
+  wait "${pid[kept]}" || fail "the stream broke: $(cat "$dir/log/kept.log")"
+  unset 'pid[kept]'
+  same "$(edge_metric 'mesh_edge_dials_total{outcome="welcome"}')" 1
+  ok "an echo each 20 s: $(tail -n 1 "$dir/log/kept.out")"
+fi
 
 step 'UDP throttled to 64 kB/s by a policer: slow, and there'
 stop shop-1

@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(id[0], 0x0b);
         assert_eq!(id[1..4], place("shard-1", 0).shard.0);
         assert_eq!(id[4..], [3, 1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(place("shard-1", 0).shard.to_string(), "GOLDEN");
+        assert_eq!(place("shard-1", 0).shard.to_string(), "f7b329");
     }
 
     #[test]
