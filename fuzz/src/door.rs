@@ -9,10 +9,7 @@ mod screen;
 #[path = "../../mesh-cloud/src/doors/proxy/authorization.rs"]
 mod authorization;
 
-// And for SOCKS5.
-#[path = "../../mesh-cloud/src/doors/proxy/socks/wire.rs"]
-#[allow(dead_code, reason = "answers are not parsed")]
-mod socks;
+use proto::proxy::socks;
 
 use self::{authorization::Shown, screen::Screen};
 
@@ -29,6 +26,14 @@ pub fn socks5(data: &[u8]) {
     let Some(rest) = heard(data, socks::greeting) else { return };
     let Some(rest) = heard(rest, socks::login) else { return };
     let _ = heard(rest, socks::request);
+}
+
+/// The head of a datagram in SOCKS5.
+pub fn socks5_datagram(data: &[u8]) {
+    let Some(((host, _), length)) = socks::addressed(data) else { return };
+    assert!(length <= data.len() && length <= 262 && !host.is_empty(), "{length} bytes were taken for a head");
+    // What comes behind a head changes nothing of it.
+    assert!(socks::addressed(&data[..length]).is_some(), "a whole head is not whole");
 }
 
 /// What follows a message, if there is a whole one.

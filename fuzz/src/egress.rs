@@ -3,8 +3,7 @@
 // Private parts of the door, taken as files: see `door.rs`.
 #[path = "../../mesh-cloud/src/doors/egress/grpc/frames.rs"]
 mod frames;
-#[path = "../../mesh-cloud/src/doors/egress/head.rs"]
-mod head;
+use proto::proxy::connect as head;
 
 use frames::Messages;
 use proto::{

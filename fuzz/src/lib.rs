@@ -13,10 +13,10 @@ mod wire;
 
 pub use api::{api, ring, rule};
 pub use certificate::{certificate, client_hello, csr, pem};
-pub use door::{authorization, http_screen, socks5};
+pub use door::{authorization, http_screen, socks5, socks5_datagram};
 pub use egress::{book, egress_head, egress_packets};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
-pub use wire::{answer, connection_id, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
+pub use wire::{answer, connection_id, datagrams, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
 
 /// A parser by its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     ("config", config),
     ("connection_id", connection_id),
     ("csr", csr),
+    ("datagrams", datagrams),
     ("edge_to_shard", edge_to_shard),
     ("egress_head", egress_head),
     ("egress_packets", egress_packets),
@@ -49,5 +50,6 @@ pub const TARGETS: &[Target] = &[
     ("shard_to_edge", shard_to_edge),
     ("shard_to_shard", shard_to_shard),
     ("socks5", socks5),
+    ("socks5_datagram", socks5_datagram),
     ("target", target),
 ];

@@ -145,3 +145,19 @@ pub fn connection_id(data: &[u8]) {
     assert_eq!(Place::of_id(&id), Some(place), "it is given out as it is read");
     assert_eq!(Place::of_datagram(&[&[0x40], &id[..]].concat()), Some(place));
 }
+
+/// Datagrams of a flow, as one that is tagged and as a stream of them.
+pub fn datagrams(data: &[u8]) {
+    use bytes::{Bytes, BytesMut};
+    use proto::datagram::{LENGTH, MAX_PAYLOAD, framed, tagged, take, untag};
+    if let Some((flow, payload)) = untag(Bytes::copy_from_slice(data)) {
+        assert_eq!(untag(tagged(flow, &payload)), Some((flow, payload)), "it does not go round");
+    }
+    let (mut stream, mut read) = (BytesMut::from(data), 0);
+    while let Ok(Some(payload)) = take(&mut stream) {
+        assert!(payload.len() <= MAX_PAYLOAD);
+        assert_eq!(framed(&payload), data[read..read + LENGTH + payload.len()], "it is not what was there");
+        read += LENGTH + payload.len();
+    }
+    assert_eq!(stream, data[read..], "bytes are lost");
+}

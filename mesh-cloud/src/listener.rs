@@ -261,6 +261,7 @@ impl Reception {
                     let carried = metrics.carriers.with_label_values(&[carrier.slug()]);
                     metrics.tunnels.inc();
                     carried.inc();
+                    session.handle.link.allow_streams(self.limits.streams_per_link);
                     let end = self.tunnel(session, registered, lease, tasks).await;
                     carried.dec();
                     metrics.tunnels.dec();

@@ -193,8 +193,8 @@ impl Metrics {
         count
     }
 
-    /// Counts the datagrams of a flow that has ended.
-    pub fn flow_ended(&self, tally: &Tally) {
+    /// Counts datagrams of a flow.
+    pub fn flow_carried(&self, tally: &Tally) {
         for (direction, count) in [("up", tally.up), ("down", tally.down), ("dropped", tally.dropped)] {
             self.datagrams.with_label_values(&[direction]).inc_by(count);
         }

@@ -11,7 +11,7 @@ use proto::{
     book::Cidr,
     id::{EdgeId, ServiceName},
     message::{MAX_SERVICES, Service, ServiceKind},
-    target::HostPort,
+    target::{HostPort, Target},
 };
 use runtime::{
     access::AccessLog,
@@ -67,6 +67,8 @@ pub struct EdgeConfig {
     pub carriers: CarriersConfig,
     /// The HTTP proxy for networks where nothing else gets out.
     pub proxy: ProxyConfig,
+    /// Where programs on this machine enter the mesh.
+    pub doors: DoorsConfig,
     /// Bounds of what the edge takes upon itself.
     pub limits: LimitsConfig,
 }
@@ -120,6 +122,85 @@ fn proxy_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Pr
         "none" => Ok(ProxyAddress::Off),
         url => url.parse().map(ProxyAddress::At).map_err(serde::de::Error::custom),
     }
+}
+
+/// The doors of an edge, on loopback unless an address says otherwise: whoever comes in speaks for the edge.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DoorsConfig {
+    /// HTTP CONNECT and SOCKS5: an address, or `none`. Default: `127.0.0.1:51009`, unless that is taken.
+    pub proxy: ProxyDoor,
+    /// The domain below which edges and services have names. Default: `mesh.local`.
+    pub domain: String,
+    /// Ports that lead to targets. Default: none.
+    pub forward: Vec<ForwardConfig>,
+}
+
+impl Default for DoorsConfig {
+    fn default() -> Self {
+        Self { proxy: ProxyDoor::default(), domain: "mesh.local".into(), forward: Vec::new() }
+    }
+}
+
+/// Where the proxy door is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum ProxyDoor {
+    /// At the default address, if nobody else is.
+    #[default]
+    Default,
+    /// Here.
+    At(SocketAddr),
+    /// Shut.
+    Off,
+}
+
+impl ProxyDoor {
+    /// The address, if there is one.
+    #[must_use]
+    pub fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::Default => Some(SocketAddr::from(([127, 0, 0, 1], 51009))),
+            Self::At(address) => Some(address),
+            Self::Off => None,
+        }
+    }
+
+    /// Whether nobody has said where.
+    #[must_use]
+    pub fn is_default(self) -> bool {
+        self == Self::Default
+    }
+}
+
+impl TryFrom<String> for ProxyDoor {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self::Off);
+        }
+        let wrong = |_| format!("{text:?} is neither an address with a port, like \"127.0.0.1:51009\", nor \"none\"");
+        text.parse().map(Self::At).map_err(wrong)
+    }
+}
+
+/// A port that leads to a target.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardConfig {
+    /// Where it listens: `127.0.0.1:5432`.
+    pub listen: SocketAddr,
+    /// Where it leads: `shop-2:5432`, `shop-2/web`, `*/dns`.
+    #[serde(deserialize_with = "target")]
+    pub target: Target,
+    /// Whether it is for datagrams. Default: false.
+    #[serde(default)]
+    pub udp: bool,
+}
+
+fn target<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
 /// Bounds.
@@ -192,6 +273,7 @@ impl Default for EdgeConfig {
             drain: Duration::from_secs(10),
             carriers: CarriersConfig::default(),
             proxy: ProxyConfig::default(),
+            doors: DoorsConfig::default(),
             limits: LimitsConfig::default(),
         }
     }

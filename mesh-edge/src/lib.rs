@@ -28,6 +28,7 @@ use crate::{
     config::EdgeConfig,
     course::Course,
     dice::Dice,
+    doors::{DoorAddresses, Doors},
     life::{Life, LifeParts, Line, Phase},
     link::TunnelParts,
     metrics::Metrics,
@@ -44,6 +45,7 @@ pub mod config;
 pub mod course;
 pub mod dial;
 pub mod dice;
+pub mod doors;
 pub mod enrol;
 pub mod journal;
 pub mod life;
@@ -70,6 +72,8 @@ pub struct Edge {
     identity: LiveIdentity,
     reporter: Reporter,
     admin: Option<SocketAddr>,
+    doors: DoorAddresses,
+    line: watch::Receiver<Line>,
 }
 
 impl Edge {
@@ -107,6 +111,23 @@ impl Edge {
     #[must_use]
     pub const fn identity(&self) -> &LiveIdentity {
         &self.identity
+    }
+
+    /// Where its doors are; none in simulations.
+    #[must_use]
+    pub const fn doors(&self) -> &DoorAddresses {
+        &self.doors
+    }
+
+    /// Opens the doors that the configuration names.
+    ///
+    /// # Errors
+    /// If an address is taken.
+    pub async fn open_doors(&mut self, config: &EdgeConfig, tasks: &Tasks) -> anyhow::Result<()> {
+        let shared = (Arc::clone(&self.metrics), tasks.clone());
+        let doors = Doors::new(&config.doors, self.line.clone(), config.udp_idle, shared);
+        self.doors = doors.open(&config.doors).await?;
+        Ok(())
     }
 
     /// Where the admin server listens; `None` in simulations.
@@ -235,12 +256,12 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
     let part = ready.part("tunnel");
     tasks.spawn(Life::new(life, course).run());
     tasks.spawn(tasks.token().run_until_cancelled_owned(renewer.run()));
-    let (stopping, follow) = (tasks.token(), ready::keep(part.clone(), phase.clone(), line));
+    let (stopping, follow) = (tasks.token(), ready::keep(part.clone(), phase.clone(), line.clone()));
     tasks.spawn(async move {
         stopping.run_until_cancelled(follow).await;
         part.down("the edge is shutting down");
     });
-    Ok(Edge { name, phase, ready, metrics, identity, reporter, admin: None })
+    Ok(Edge { name, phase, ready, metrics, identity, reporter, admin: None, doors: DoorAddresses::default(), line })
 }
 
 /// What dials shards over real sockets, as the configuration says.
@@ -281,7 +302,7 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
     }
     let ways = ways_of(&config, &identity, &bundle)?.with_whereabouts(whereabouts::watch(&tasks));
     let access = AccessWriter::start(&config.access, &tasks).context("cannot open the access log")?;
-    let (registry, address) = (Registry::new(), config.admin);
+    let (registry, address, doors) = (Registry::new(), config.admin, config.clone());
     let parts = EdgeParts {
         config,
         credentials,
@@ -304,5 +325,6 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
         .await
         .with_context(|| format!("cannot serve admin on {address}; set `admin` to a free address"))?;
     edge.admin = Some(bound);
+    edge.open_doors(&doors, &tasks).await?;
     Ok(edge)
 }

@@ -36,6 +36,7 @@ use crate::{
     course::{Course, Outcome, Step},
     dice::Dice,
     link::{Event, Leave, Tunnel, TunnelParts},
+    load::Load,
     serve::Server,
     ways::Ways,
 };
@@ -127,8 +128,10 @@ pub struct Line {
     pub say: Option<mpsc::Sender<EdgeToShard>>,
     /// When the shard last answered a ping.
     pub pulse: Option<watch::Receiver<Option<Instant>>>,
-    /// The tunnel itself, to look at.
+    /// The tunnel itself, to look at, and for the streams that this edge itself opens.
     pub link: Option<Link>,
+    /// What counts those streams.
+    pub load: Option<Load>,
     /// What was dialled.
     pub address: String,
 }
@@ -188,6 +191,7 @@ impl Life {
                 None => break,
             }
         }
+        self.parts.line.send_replace(Line::default());
         self.parts.phase.send_replace(Phase::Stopped);
     }
 
@@ -339,6 +343,7 @@ impl Life {
             say: Some(tunnel.line()),
             pulse: Some(tunnel.pulse()),
             link: Some(tunnel.link.clone()),
+            load: Some(tunnel.load.clone()),
             address: tunnel.address.clone(),
         });
         self.parts.phase.send_replace(Phase::Connected { shard: tunnel.shard.clone(), since: tunnel.since });

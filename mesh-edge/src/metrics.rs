@@ -49,6 +49,10 @@ pub struct Metrics {
     pub flows_active: IntGauge,
     /// Datagrams of flows that ended, by `direction`: `up`, `down`, or `dropped` here.
     pub datagrams: IntCounterVec,
+    /// Connections on this edge's own doors.
+    pub door_connections: IntGauge,
+    /// Streams that its doors opened, by `outcome`: `opened`, or the slug of the refusal.
+    pub door_streams: IntCounterVec,
     /// Bytes towards targets.
     pub bytes_up: IntCounter,
     /// Bytes from targets.
@@ -106,6 +110,8 @@ impl Metrics {
             streams: vec("streams_total", "Streams that ended.", "outcome")?,
             flows_active: gauge("udp_flows_active", "UDP flows that are open.")?,
             datagrams: vec("datagrams_total", "Datagrams of UDP flows that ended.", "direction")?,
+            door_connections: gauge("door_connections", "Connections on the doors of this edge.")?,
+            door_streams: vec("door_streams_total", "Streams that the doors of this edge opened.", "outcome")?,
             bytes_up: bytes.with_label_values(&["up"]),
             bytes_down: bytes.with_label_values(&["down"]),
             congestion: register(
@@ -127,8 +133,8 @@ impl Metrics {
         })
     }
 
-    /// Counts the datagrams of a flow that has ended.
-    pub fn flow_ended(&self, tally: &Tally) {
+    /// Counts datagrams of a flow.
+    pub fn flow_carried(&self, tally: &Tally) {
         for (direction, count) in [("up", tally.up), ("down", tally.down), ("dropped", tally.dropped)] {
             self.datagrams.with_label_values(&[direction]).inc_by(count);
         }

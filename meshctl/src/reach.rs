@@ -5,20 +5,19 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use proto::{
     ALPN_MESH,
     code::{CloseCode, RefuseCode},
-    frame::MAX_STREAM_HEAD,
-    id::EdgeId,
     identity::Role,
     message::Candidate,
-    stream::{Answer, Open, Refusal},
+    stream::{Open, Refusal},
     target::{HostPort, Target},
 };
 use rand::seq::SliceRandom;
+pub(crate) use runtime::open::Opened;
 use runtime::{
-    frames::FrameReader,
     link::{
-        EndCause, Link, LinkEnd, Stream, StreamError,
+        EndCause, Link, LinkEnd,
         quic::{self, Dialer, LinkLimits},
     },
+    open,
     tls::{self, MeshVerifier},
 };
 
@@ -32,23 +31,10 @@ use crate::{
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// How long a name may take to be resolved.
 const RESOLVE: Duration = Duration::from_secs(3);
-/// How long the mesh may take to open a stream. It has a deadline of its own, and then says which part was slow.
-const OPEN: Duration = Duration::from_secs(30);
 /// Most addresses of one name that are tried.
 const MOST_ADDRESSES: usize = 4;
 /// How long a goodbye may take to leave this machine.
 const GOODBYE: Duration = Duration::from_millis(200);
-
-/// A stream that was opened.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    /// The stream; its next bytes are the target's.
-    pub(crate) stream: Stream,
-    /// The edge that serves it.
-    pub(crate) edge: EdgeId,
-    /// What the edge dialled.
-    pub(crate) address: String,
-}
 
 /// A stream could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +49,7 @@ pub(crate) enum OpenError {
     #[error("the shard did not answer as it should ({0}); its log may say why")]
     Nonsense(String),
     /// Nothing came.
-    #[error("the shard did not answer within {}; try again", text::span(OPEN))]
+    #[error("the shard did not answer within {}; try again", text::span(open::OPEN))]
     TimedOut,
 }
 
@@ -99,15 +85,6 @@ impl OpenError {
     }
 }
 
-impl From<StreamError> for OpenError {
-    fn from(error: StreamError) -> Self {
-        match error {
-            StreamError::Link(end) => Self::Link(end),
-            StreamError::Reset(_) | StreamError::Ended => Self::Nonsense(error.to_string()),
-        }
-    }
-}
-
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         let why = error.to_string();
@@ -120,12 +97,23 @@ impl From<OpenError> for Failure {
     }
 }
 
+impl From<open::OpenError> for OpenError {
+    fn from(error: open::OpenError) -> Self {
+        match error {
+            open::OpenError::Refused(refusal) => Self::Refused(refusal),
+            open::OpenError::Link(end) => Self::Link(end),
+            open::OpenError::Nonsense(why) => Self::Nonsense(why),
+            open::OpenError::TimedOut => Self::TimedOut,
+        }
+    }
+}
+
 /// Opens a stream, and waits for the answer of the edge.
 ///
 /// # Errors
 /// If it is refused, or the link ends.
 pub(crate) async fn open(link: &Link, target: &Target) -> Result<Opened, OpenError> {
-    tokio::time::timeout(OPEN, open_stream(link, Open::new(target.clone()))).await.unwrap_or(Err(OpenError::TimedOut))
+    Ok(open::open(link, Open::new(target.clone())).await?)
 }
 
 /// The same for a flow of datagrams.
@@ -133,30 +121,7 @@ pub(crate) async fn open(link: &Link, target: &Target) -> Result<Opened, OpenErr
 /// # Errors
 /// As [`open`].
 pub(crate) async fn open_flow(link: &Link, target: &Target) -> Result<Opened, OpenError> {
-    let opening = open_stream(link, Open::flow(target.clone()));
-    tokio::time::timeout(OPEN, opening).await.unwrap_or(Err(OpenError::TimedOut))
-}
-
-async fn open_stream(link: &Link, open: Open) -> Result<Opened, OpenError> {
-    let frame = open.encode().map_err(|e| OpenError::Nonsense(e.to_string()))?;
-    let mut stream = link.open().await.map_err(OpenError::Link)?;
-    // Whoever refuses may stop reading at once; the answer, which says why, is behind that.
-    let written = stream.send.write_one(frame).await;
-    let mut frames = FrameReader::new(MAX_STREAM_HEAD);
-    let body = match (frames.next(&mut stream.recv).await, written) {
-        (Ok(Some(body)), _) => body,
-        (Ok(None), _) => return Err(OpenError::Nonsense("the stream ended without an answer".into())),
-        (Err(runtime::frames::ReadFrameError::Stream(e)), _) => return Err(e.into()),
-        (Err(e), _) => return Err(OpenError::Nonsense(e.to_string())),
-    };
-    match Answer::decode(body).map_err(|e| OpenError::Nonsense(e.to_string()))? {
-        Answer::Opened { edge, address } => {
-            stream.recv.unread(frames.into_rest());
-            Ok(Opened { stream, edge, address })
-        }
-        Answer::Refused(refusal) => Err(OpenError::Refused(refusal)),
-        Answer::Routed(_) => Err(OpenError::Nonsense("it said what shards say to each other".into())),
-    }
+    Ok(open::open(link, Open::flow(target.clone())).await?)
 }
 
 /// Closes a link, and sees to it that the other side hears of it now and not by silence.

@@ -21,6 +21,7 @@ pub mod message;
 pub mod peer;
 pub mod policy;
 pub mod principal;
+pub mod proxy;
 pub mod ring;
 pub mod secret;
 pub mod standing;

@@ -197,7 +197,11 @@ fn way_through(near: Link, far: Link, target: SocketAddr, idle: Duration, tasks:
     let carry = move |visitor: runtime::flow::port::Visitor| {
         let near = near.clone();
         async move {
-            let mut edge = side(near.open().await.unwrap());
+            // As an Open and its answer: before that, the other side knows nothing of the flow.
+            let mut stream = near.open().await.unwrap();
+            stream.send.write_one(Bytes::from_static(b"?")).await.unwrap();
+            stream.recv.chunk(1).await.unwrap();
+            let mut edge = side(stream);
             edge.sink.opened();
             let (meter, cancel) = (Meter::default(), CancellationToken::new());
             let terms = Terms { meter: &meter, idle: None, cancel: &cancel };
@@ -207,8 +211,10 @@ fn way_through(near: Link, far: Link, target: SocketAddr, idle: Duration, tasks:
     tasks.spawn(port.run(tasks.clone(), tasks.clone(), 2, carry));
     let serving = tasks.clone();
     tasks.spawn(tasks.token().run_until_cancelled_owned(async move {
-        while let Ok(stream) = far.accept().await {
+        while let Ok(mut stream) = far.accept().await {
             serving.spawn(async move {
+                stream.recv.chunk(1).await.unwrap();
+                stream.send.write_one(Bytes::from_static(b"!")).await.unwrap();
                 let (mut shard, mut target) = (side(stream), socket::side(socket::connect(target).await.unwrap()));
                 shard.sink.opened();
                 let (meter, cancel) = (Meter::default(), CancellationToken::new());

@@ -44,7 +44,6 @@ use crate::{
 mod answer;
 mod connect;
 mod grpc;
-mod head;
 mod tls;
 mod unix;
 

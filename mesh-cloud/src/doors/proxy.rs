@@ -10,7 +10,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use proto::target::Target;
+use proto::{proxy::destination::Destination, target::Target};
 use runtime::{shutdown::Tasks, tls};
 use rustls::ServerConfig;
 use tokio::time::timeout;
@@ -18,10 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::service_fn;
 
-use self::{
-    credentials::{Caller, Peer},
-    destination::Destination,
-};
+use self::credentials::{Caller, Peer};
 use super::{
     Visitor,
     http::{
@@ -41,7 +38,6 @@ use crate::{
 
 mod authorization;
 mod credentials;
-mod destination;
 mod socks;
 
 /// The name of the door.
@@ -152,11 +148,11 @@ impl Visit {
     }
 
     async fn respond(&self, request: Request<Incoming>) -> Result<Response<Body>, Answer> {
-        let destination = Destination::of(&request)?;
+        let destination = destination(&request)?;
         self.door.router.knows_people().await?;
         let state = self.door.router.state();
         let caller = self.peer.caller(request.headers(), &state)?;
-        let target = destination.target(&self.door.domain, &state)?;
+        let target = destination.target(&self.door.domain, |edge| state.edges.contains_key(edge))?;
         drop(state);
         let route = self.route(caller, target);
         if request.method() == Method::CONNECT {
@@ -185,27 +181,25 @@ impl Visit {
     }
 }
 
-impl Destination {
-    /// Where a request to a proxy wants to go.
-    fn of(request: &Request<Incoming>) -> Result<Self, Answer> {
-        let uri = request.uri();
-        let Some(authority) = uri.authority() else {
-            return Err(Answer::bad_request(
-                "this is a proxy: it takes CONNECT HOST:PORT and requests for http://HOST/; the http door serves names",
-            ));
-        };
-        if authority.as_str().contains('@') {
-            return Err(Answer::bad_request("a user name does not belong in the target; send Proxy-Authorization"));
-        }
-        let port = if request.method() == Method::CONNECT {
-            authority.port_u16()
-        } else if uri.scheme() == Some(&Scheme::HTTP) {
-            authority.port().map_or(Some(80), |port| port.as_str().parse().ok())
-        } else {
-            return Err(Answer::bad_request("only http:// is forwarded; everything else goes by CONNECT HOST:PORT"));
-        };
-        let port = port.filter(|&port| port != 0);
-        let port = port.ok_or_else(|| Answer::bad_request(format!("{authority} has no port; write HOST:PORT")))?;
-        Ok(Self { host: authority.host().to_owned(), port })
+/// Where a request to a proxy wants to go.
+fn destination(request: &Request<Incoming>) -> Result<Destination, Answer> {
+    let uri = request.uri();
+    let Some(authority) = uri.authority() else {
+        return Err(Answer::bad_request(
+            "this is a proxy: it takes CONNECT HOST:PORT and requests for http://HOST/; the http door serves names",
+        ));
+    };
+    if authority.as_str().contains('@') {
+        return Err(Answer::bad_request("a user name does not belong in the target; send Proxy-Authorization"));
     }
+    let port = if request.method() == Method::CONNECT {
+        authority.port_u16()
+    } else if uri.scheme() == Some(&Scheme::HTTP) {
+        authority.port().map_or(Some(80), |port| port.as_str().parse().ok())
+    } else {
+        return Err(Answer::bad_request("only http:// is forwarded; everything else goes by CONNECT HOST:PORT"));
+    };
+    let port = port.filter(|&port| port != 0);
+    let port = port.ok_or_else(|| Answer::bad_request(format!("{authority} has no port; write HOST:PORT")))?;
+    Ok(Destination { host: authority.host().to_owned(), port })
 }

@@ -9,7 +9,7 @@ use proto::{
     stream::{Answer, Refusal},
 };
 use runtime::{
-    flow::{self, Finished, PacketSink, PacketSource, Side, Terms, relay},
+    flow::{self, Finished, PacketSink, PacketSource, Side, Tally, Terms, relay},
     frames::FrameReader,
     link::RecvHalf,
     splice::Broken,
@@ -36,11 +36,17 @@ impl Pending {
         let Self { stream, mut trail, silence, .. } = self;
         let mut edge = flow::stream::side(stream);
         let waiting = Waiting { deadline: trail.begun + ANSWER, edge: trail.edge.clone(), silence };
+        let mut early = 0;
+        let count = |bytes| {
+            trail.meter.add_up(bytes);
+            early += 1;
+        };
         let opening = tokio::select! {
             biased;
             broken = trail.cut() => Opening::Broken(broken),
-            opening = until_answered(&waiting, &mut opener, &mut edge, |n| trail.meter.add_up(n)) => opening,
+            opening = until_answered(&waiting, &mut opener, &mut edge, count) => opening,
         };
+        trail.metrics.flow_carried(&Tally { up: early, ..Tally::default() });
         match opening {
             Opening::Answered(answer @ Answer::Opened { .. }, body) => {
                 if let Answer::Opened { edge, address } = answer {
@@ -105,7 +111,7 @@ impl Trail {
             }
             ended = &mut moving => ended,
         };
-        self.metrics.flow_ended(&tally);
+        self.metrics.flow_carried(&tally);
         result
     }
 
@@ -127,7 +133,7 @@ async fn until_answered<I: PacketSource, O: PacketSink>(
     waiting: &Waiting,
     opener: &mut Side<I, O>,
     edge: &mut Side<flow::stream::StreamSource, flow::stream::StreamSink>,
-    count: impl Fn(usize),
+    mut count: impl FnMut(usize),
 ) -> Opening {
     let mut reader = FrameReader::new(MAX_STREAM_HEAD);
     let opening = {

@@ -1,6 +1,10 @@
 //! The proxy door, spoken to in SOCKS5.
 
-use crate::mesh::{BLACK_HOLE, Ended, Mesh, Stage, TOKEN, Talk, echo, until};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::{net::UdpSocket, time::timeout};
+
+use crate::mesh::{BLACK_HOLE, Ended, Mesh, PATIENCE, Stage, TOKEN, Talk, echo, udp_echo, until};
 
 /// Says hello and who it is; whether that was taken.
 async fn login(mesh: &Mesh, user: &str, token: &str) -> (Talk, bool) {
@@ -69,7 +73,7 @@ async fn a_conversation_may_come_byte_by_byte() {
 async fn every_refusal_has_its_number() {
     let mesh = Mesh::start(&[]).await;
     let closed = { Stage::new().await.port() };
-    let udp = [&[5, 3][..], &connect("shop-1", 53)[2..]].concat();
+    let bind = [&[5, 2][..], &connect("shop-1", 53)[2..]].concat();
     let cases = [
         ("alice", TOKEN, connect("shop-1", closed), 5),
         ("alice", TOKEN, connect("shop-2", 22), 3),
@@ -78,7 +82,7 @@ async fn every_refusal_has_its_number() {
         ("alice", TOKEN, connect("no_name", 22), 1),
         ("alice", TOKEN, vec![5, 1, 0, 1, 10, 0, 0, 1, 0, 22], 8),
         ("alice", TOKEN, vec![5, 1, 0, 9, 0, 0, 0], 8),
-        ("alice", TOKEN, udp, 7),
+        ("alice", TOKEN, bind, 7),
         ("bob", "bob-token", connect("shop-1", 22), 2),
     ];
     for (user, token, request, number) in cases {
@@ -122,4 +126,60 @@ async fn whoever_goes_away_takes_the_dial_along() {
     drop(talk);
     assert_eq!(mesh.record().await.outcome, "cancelled");
     until(|| edge.streams() == 0).await;
+}
+
+/// Asks for a way for datagrams; where it begins.
+async fn associate(talk: &mut Talk) -> SocketAddr {
+    talk.say_bytes(&[5, 3, 0, 1, 0, 0, 0, 0, 0, 0]).await;
+    let reply = talk.exactly_bytes(10).await;
+    assert_eq!(reply[..8], [5, 0, 0, 1, 127, 0, 0, 1]);
+    SocketAddr::from((Ipv4Addr::LOCALHOST, u16::from_be_bytes([reply[8], reply[9]])))
+}
+
+/// A datagram for a port of an edge.
+fn to(host: &str, port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut datagram = vec![0, 0, 0, 3, u8::try_from(host.len()).unwrap()];
+    datagram.extend_from_slice(host.as_bytes());
+    datagram.extend_from_slice(&port.to_be_bytes());
+    datagram.extend_from_slice(payload);
+    datagram
+}
+
+async fn exchange(client: &UdpSocket, datagram: &[u8]) -> Vec<u8> {
+    client.send(datagram).await.unwrap();
+    let mut buffer = vec![0; 65_536];
+    let length = timeout(PATIENCE, client.recv(&mut buffer)).await.expect("an answer in time").unwrap();
+    buffer.truncate(length);
+    buffer
+}
+
+#[tokio::test]
+async fn datagrams_go_to_whom_they_name_for_as_long_as_the_connection_lives() {
+    let mut mesh = Mesh::start(&[]).await;
+    let (one, other) = (udp_echo().await, udp_echo().await);
+    let (mut talk, _) = login(&mesh, "alice", TOKEN).await;
+    let way = associate(&mut talk).await;
+    let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    client.connect(way).await.unwrap();
+    for (host, port) in [("shop-1", one), ("shop-1.mesh.test", other), ("shop-1", one)] {
+        let datagram = to(host, port, b"hello");
+        assert_eq!(exchange(&client, &datagram).await, datagram, "it says from whom it is");
+    }
+    // Fragments, nonsense and what is not allowed are as good as lost.
+    let mut fragment = to("shop-1", one, b"part");
+    fragment[2] = 1;
+    for lost in [fragment, vec![0; 3], to("shop-9", one, b"nobody"), to("10.0.0.1", one, b"an address")] {
+        client.send(&lost).await.unwrap();
+    }
+    let edge = mesh.shard.registry.find(&"shop-1".parse().unwrap()).unwrap();
+    assert_eq!(edge.streams(), 2, "one flow for each target");
+    drop(talk);
+    until(|| edge.streams() == 0).await;
+    let mut finished = 0;
+    for _ in 0..3 {
+        let record = mesh.record().await;
+        assert_eq!((record.who.as_str(), record.door.as_str()), ("user/alice", "proxy"));
+        finished += usize::from(record.outcome == "finished");
+    }
+    assert_eq!(finished, 2, "and one was for an edge that is not there");
 }

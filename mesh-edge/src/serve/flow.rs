@@ -63,7 +63,7 @@ impl Server {
         self.metrics.flows_active.inc();
         let (result, tally) = relay(&mut opener, &mut target, &terms).await;
         self.metrics.flows_active.dec();
-        self.metrics.flow_ended(&tally);
+        self.metrics.flow_carried(&tally);
         if result == Ok(flow::Finished::Idle) {
             debug!(idle = ?self.bounds.idle, "nothing came on a flow for so long that it ended");
         }

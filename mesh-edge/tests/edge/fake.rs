@@ -1,6 +1,7 @@
 //! A shard that speaks the control stream as a test tells it to, and an edge to go with it.
 
 use std::{
+    io,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -63,6 +64,22 @@ pub(crate) struct FakeShard {
     tls: rustls::ServerConfig,
 }
 
+/// Binds to a port that TCP has free as well. It is none of those that the system gives to whoever connects, so that a
+/// TCP port of the same number can be opened later.
+pub(crate) fn on_free_port<T>(bind: impl Fn(SocketAddr) -> io::Result<T>) -> T {
+    for _ in 0..100 {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::random_range(12_000..32_000)));
+        if std::net::TcpListener::bind(address).is_err() {
+            continue;
+        }
+        match bind(address) {
+            Ok(bound) => return bound,
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}"),
+        }
+    }
+    panic!("no port is free");
+}
+
 /// A link that an edge made, behind its Hello.
 pub(crate) struct Visit {
     pub(crate) link: Link,
@@ -87,7 +104,7 @@ impl FakeShard {
         tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
         let limits = LinkLimits::default();
         let config = quic::server_config(tls.clone(), &limits).unwrap();
-        let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), config, &limits).unwrap();
+        let listener = on_free_port(|address| Listener::bind(address, config.clone(), &limits));
         Self { name: name.to_owned(), address: listener.local_addr().unwrap(), listener, tls }
     }
 

@@ -5,6 +5,7 @@
 mod apiserver;
 mod carriers;
 mod diagnosis;
+mod doors;
 mod fake;
 mod flows;
 mod identity;

@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::fake::{FakeShard, LONG, soon};
+use crate::fake::{FakeShard, LONG, on_free_port, soon};
 
 /// A UDP port in front of a shard. It is closed and everything behind it is gone when it is told so, or dropped.
 pub(crate) struct Relay {
@@ -37,7 +37,9 @@ enum Order {
 
 impl Relay {
     pub(crate) async fn start(shard: &FakeShard) -> Self {
-        let front = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let front = on_free_port(std::net::UdpSocket::bind::<SocketAddr>);
+        front.set_nonblocking(true).unwrap();
+        let front = UdpSocket::from_std(front).unwrap();
         let (address, shard, name) = (front.local_addr().unwrap(), shard.address, shard.name.clone());
         let (orders, tasks) = (mpsc::channel(1).0, Tasks::new());
         let mut relay = Self { address, shard, name, swallow: Arc::default(), orders, tasks };

@@ -1,10 +1,16 @@
-//! A UDP port that many talk to, with one flow for each of them.
+//! A UDP port that many talk to, with one flow for each of them; or one of SOCKS5, with one for each of whom one talks to.
 
-use std::{collections::HashMap, future::pending, io, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    future::pending,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use proto::code::ResetCode;
+use proto::{code::ResetCode, proxy::socks};
 use tokio::net::UdpSocket;
 
 use super::{PacketSink, PacketSource, Side, queue::Queue};
@@ -20,10 +26,15 @@ const IN_A_ROW: u32 = 64;
 pub struct UdpPort {
     socket: Arc<UdpSocket>,
     clients: Clients,
+    /// Whose association it is, if datagrams say for whom they are.
+    associate: Option<IpAddr>,
 }
 
+/// Who sends, and what it says about for whom.
+type Key = (SocketAddr, Bytes);
+
 #[derive(Clone, Debug, Default)]
-struct Clients(Arc<Mutex<HashMap<SocketAddr, Client>>>);
+struct Clients(Arc<Mutex<HashMap<Key, Client>>>);
 
 #[derive(Debug)]
 struct Client {
@@ -40,9 +51,22 @@ impl UdpPort {
     /// # Errors
     /// If the address is taken or not of this host.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        Self::open(address, None)
+    }
+
+    /// Binds a port of its own for one client of SOCKS5, whose datagrams say for whom they are (RFC 1928, 7). What comes
+    /// from another address is dropped, and so is a fragment.
+    ///
+    /// # Errors
+    /// If there is no port, or the address is not of this host.
+    pub fn associate(local: IpAddr, client: IpAddr) -> io::Result<Self> {
+        Self::open(SocketAddr::new(local.to_canonical(), 0), Some(client.to_canonical()))
+    }
+
+    fn open(address: SocketAddr, associate: Option<IpAddr>) -> io::Result<Self> {
         let socket = udp_socket(address)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: Arc::new(UdpSocket::from_std(socket)?), clients: Clients::default() })
+        Ok(Self { socket: Arc::new(UdpSocket::from_std(socket)?), clients: Clients::default(), associate })
     }
 
     /// Where it is bound.
@@ -103,15 +127,25 @@ impl UdpPort {
     }
 
     /// Hands a datagram to the flow of its sender; to a new one, which is returned, if it has none.
-    fn take(&self, from: SocketAddr, payload: &[u8], count: u64, most: usize) -> Option<Visitor> {
+    fn take(&self, from: SocketAddr, datagram: &[u8], count: u64, most: usize) -> Option<Visitor> {
+        let (to, length) = match self.associate {
+            None => (None, 0),
+            Some(client) if client == from.ip().to_canonical() => {
+                let (to, length) = socks::addressed(datagram)?;
+                (Some(to), length)
+            }
+            Some(_) => return None,
+        };
+        let (head, payload) = datagram.split_at(length);
+        let key = (from, Bytes::copy_from_slice(head));
         let mut clients = self.clients.0.lock();
-        if let Some(client) = clients.get_mut(&from) {
+        if let Some(client) = clients.get_mut(&key) {
             client.last = count;
             client.queue.push(payload);
             return None;
         }
         if clients.len() >= most {
-            let oldest = clients.iter().min_by_key(|(_, client)| client.last).map(|(address, _)| *address);
+            let oldest = clients.iter().min_by_key(|(_, client)| client.last).map(|(key, _)| key.clone());
             if let Some(client) = oldest.and_then(|oldest| clients.remove(&oldest)) {
                 client.queue.close();
             }
@@ -119,12 +153,12 @@ impl UdpPort {
         let queue = Arc::new(Queue::default());
         queue.push(payload);
         let client = Client { queue: Arc::clone(&queue), last: count, number: count };
-        clients.insert(from, client);
+        clients.insert(key.clone(), client);
         drop(clients);
-        let entry = Entry { clients: self.clients.clone(), from, number: count };
+        let entry = Entry { clients: self.clients.clone(), key, number: count };
         let socket = Arc::clone(&self.socket);
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        Some(Visitor { from, queue, socket, entry })
+        Some(Visitor { from, to, queue, socket, entry })
     }
 }
 
@@ -132,7 +166,7 @@ impl UdpPort {
 #[derive(Debug)]
 struct Entry {
     clients: Clients,
-    from: SocketAddr,
+    key: Key,
     number: u64,
 }
 
@@ -140,8 +174,8 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let mut clients = self.clients.0.lock();
         // It may have been evicted, and have come again.
-        if clients.get(&self.from).is_some_and(|client| client.number == self.number) {
-            clients.remove(&self.from);
+        if clients.get(&self.key).is_some_and(|client| client.number == self.number) {
+            clients.remove(&self.key);
         }
     }
 }
@@ -151,6 +185,8 @@ impl Drop for Entry {
 pub struct Visitor {
     /// From where; an IPv4 address is never dressed up as IPv6.
     pub from: SocketAddr,
+    /// For whom its datagrams are, if they say so: a name or an address, and a port.
+    pub to: Option<(String, u16)>,
     queue: Arc<Queue>,
     socket: Arc<UdpSocket>,
     entry: Entry,
@@ -204,7 +240,13 @@ pub struct PortSink {
 impl PacketSink for PortSink {
     fn put(&mut self, payload: Bytes) {
         // An error may be that of somebody else's datagram, and there is no room for this one if it is not.
-        if self.socket.try_send_to(&payload, self.entry.from).is_err() {
+        let (to, head) = &self.entry.key;
+        let sent = if head.is_empty() {
+            self.socket.try_send_to(&payload, *to)
+        } else {
+            self.socket.try_send_to(&[&head[..], &payload].concat(), *to)
+        };
+        if sent.is_err() {
             self.dropped += 1;
         }
     }

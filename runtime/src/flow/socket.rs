@@ -4,7 +4,7 @@ use std::{future::pending, io, net::SocketAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use proto::code::ResetCode;
-use tokio::net::UdpSocket;
+use tokio::{io::Interest, net::UdpSocket};
 
 use super::{PacketSink, PacketSource, Side};
 use crate::splice::Broken;
@@ -55,6 +55,23 @@ pub struct SocketSource {
     buffer: Option<BytesMut>,
 }
 
+impl SocketSource {
+    /// Waits until something has come, or the network has said that nothing will: that alone makes a socket not readable.
+    async fn wait(&self) -> io::Result<()> {
+        let ready = self.socket.ready(Interest::READABLE | Interest::ERROR).await?;
+        if !ready.is_error() {
+            return Ok(());
+        }
+        if let Some(error) = self.socket.take_error()? {
+            return Err(error);
+        }
+        // Somebody else, who sent, was told of it.
+        let nothing = self.socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        debug_assert!(nothing.is_err());
+        Ok(())
+    }
+}
+
 impl PacketSource for SocketSource {
     async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
@@ -66,7 +83,7 @@ impl PacketSource for SocketSource {
                 Err(e) => return Err(broken(&e)),
             }
             self.buffer = None;
-            self.socket.readable().await.map_err(|e| broken(&e))?;
+            self.wait().await.map_err(|e| broken(&e))?;
         }
     }
 

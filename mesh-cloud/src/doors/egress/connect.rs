@@ -6,18 +6,17 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use proto::target::HostPort;
+use proto::{
+    proxy::connect::{self as head, BadHead, MAX_HEAD},
+    target::HostPort,
+};
 use runtime::splice::IoEnd;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{
-    EgressDoor,
-    answer::Failure,
-    head::{self, BadHead, MAX_HEAD},
-};
+use super::{EgressDoor, answer::Failure};
 use crate::{doors::visit, flow::Opened};
 
 /// Exactly this, with nothing behind it.

@@ -83,7 +83,7 @@ fn clocks_are_compared() {
         |here: u64, there: i64| clock(&control, &TimeThere { here_ms: here, there, took: Duration::from_millis(20) });
     assert_eq!(told(1_000_000, 1000).verdict, Word::Ok);
     let behind = told(1_000_000, 1030);
-    assert_eq!((behind.verdict, behind.figure.as_str()), (Word::Slow, "29 s behind control's"));
+    assert_eq!((behind.verdict, behind.figure.as_str()), (Word::Slow, "30 s behind control's"));
     let wrong = told(90_000_000, 1000);
     assert_eq!((wrong.verdict, wrong.class), (Word::Wrong, "clock"));
     assert!(wrong.figure.contains("ahead"), "{wrong:?}");

@@ -8,26 +8,29 @@
 
 use std::net::IpAddr;
 
-use proto::{
+use crate::{
     code::RefuseCode,
     id::EdgeId,
     stream::Refusal,
     target::{HostPort, Target},
 };
 
-use crate::state::MeshState;
-
 /// A host and a port as a client wrote them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Destination {
-    pub(super) host: String,
-    pub(super) port: u16,
+pub struct Destination {
+    /// A name or an address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
 }
 
 impl Destination {
-    /// What is meant. Below the domain, `a.b` is the edge of that name if one is enrolled, and else the service `a` of
-    /// the edge `b`.
-    pub(super) fn target(&self, domain: &str, state: &MeshState) -> Result<Target, Refusal> {
+    /// What is meant. Below the domain, `a.b` is the edge of that name if there is one, and else the service `a` of the
+    /// edge `b`.
+    ///
+    /// # Errors
+    /// If it is an address, or no name.
+    pub fn target(&self, domain: &str, is_edge: impl Fn(&EdgeId) -> bool) -> Result<Target, Refusal> {
         let host = self.host.strip_suffix('.').unwrap_or(&self.host).to_ascii_lowercase();
         if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
             let reason = format!(
@@ -44,7 +47,7 @@ impl Destination {
         };
         let whole = below.parse::<EdgeId>().map_err(|e| invalid(&e))?;
         match below.split_once('.') {
-            Some((service, edge)) if !state.edges.contains_key(&whole) => Ok(Target::Service {
+            Some((service, edge)) if !is_edge(&whole) => Ok(Target::Service {
                 edge: Some(edge.parse().map_err(|e| invalid(&e))?),
                 name: service.parse().map_err(|e| invalid(&e))?,
             }),
@@ -65,11 +68,9 @@ mod tests {
 
     #[test]
     fn hosts_lead_to_edges_and_services() {
-        let mut state = MeshState::default();
-        state.edges.insert("a.b".parse().unwrap(), None);
         let of = |host: &str| {
             let destination = Destination { host: host.into(), port: 22 };
-            destination.target("mesh.local", &state).map(|t| t.to_string())
+            destination.target("mesh.local", |edge| edge.as_str() == "a.b").map(|t| t.to_string())
         };
         assert_eq!(of("shop-17").unwrap(), "shop-17:22");
         assert_eq!(of("Shop-17.Mesh.Local.").unwrap(), "shop-17:22");

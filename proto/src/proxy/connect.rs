@@ -1,18 +1,18 @@
 //! The head of a CONNECT request, of which only the first line counts: kube-apiserver always writes
-//! `Host: 127.0.0.1`, so that whoever went by that field would always go wrong. Pure.
+//! `Host: 127.0.0.1`, so that whoever went by that field would always go wrong.
 
-use proto::target::{HostPort, InvalidTarget};
+use crate::target::{HostPort, InvalidTarget};
 
 /// Most bytes of a head; kube-apiserver sends a hundred.
-pub(crate) const MAX_HEAD: usize = 16 * 1024;
+pub const MAX_HEAD: usize = 16 * 1024;
 /// How much of what was sent instead of a CONNECT is told back.
 const TOLD: usize = 40;
 
 /// A head that is no CONNECT.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BadHead {
+pub enum BadHead {
     /// Another method.
-    #[error("{0:?} is not served here; this door takes CONNECT from kube-apiserver's EgressSelector")]
+    #[error("{0:?} is not served here; this door takes CONNECT HOST:PORT")]
     Method(String),
     /// Longer than [`MAX_HEAD`].
     #[error("the head of the request is longer than {MAX_HEAD} bytes")]
@@ -26,7 +26,10 @@ pub(crate) enum BadHead {
 }
 
 /// Reads a head from what has arrived so far: where it wants to go, and its length. `None` if more is needed.
-pub(crate) fn read(bytes: &[u8]) -> Result<Option<(HostPort, usize)>, BadHead> {
+///
+/// # Errors
+/// If it is no CONNECT.
+pub fn read(bytes: &[u8]) -> Result<Option<(HostPort, usize)>, BadHead> {
     let window = &bytes[..bytes.len().min(MAX_HEAD)];
     let Some(end) = window.windows(4).position(|w| w == b"\r\n\r\n") else {
         return if bytes.len() >= MAX_HEAD { Err(BadHead::TooLong) } else { Ok(None) };
