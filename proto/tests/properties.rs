@@ -332,7 +332,7 @@ proptest! {
 
     #[test]
     fn targets_that_people_can_write_come_back(target in target()) {
-        let writable = matches!(target, Target::Tcp { .. } | Target::Service { .. });
+        let writable = !matches!(target, Target::Probe { .. });
         prop_assert_eq!(target.to_string().parse::<Target>().ok(), writable.then_some(target));
     }
 

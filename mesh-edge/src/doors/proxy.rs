@@ -40,7 +40,7 @@ enum Away {
     Told(Vec<u8>),
 }
 
-impl<E: Into<Away>> From<Unheard<E>> for Away {
+impl<E: Into<Self>> From<Unheard<E>> for Away {
     fn from(unheard: Unheard<E>) -> Self {
         match unheard {
             Unheard::Gone => Self::Silently,
