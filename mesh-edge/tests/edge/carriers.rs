@@ -137,7 +137,7 @@ async fn a_closed_udp_port_sends_the_edge_to_tcp_without_waiting() {
 #[tokio::test]
 async fn what_the_shard_says_by_quic_is_not_asked_again_by_tcp() {
     let (ca, tasks) = mesh();
-    let (_shard, relay) = shard(&TestCa::new()).await;
+    let (_shard, relay) = shard(&TestCa::new());
     let accepting = _shard.link();
     let edge = edge(&ca, &relay, |_| ());
     let refused = edge.phase("the edge sees another mesh", |phase| matches!(phase, Phase::Refused { .. }));
