@@ -66,6 +66,7 @@ for carrier in quic tcp; do
     p50[$carrier.$count]=$(figure p50_ms "$beside")
     p99[$carrier.$count]=$(figure p99_ms "$beside")
     [[ $carrier == tcp ]] || below "${p99[$carrier.$count]}" 1200 'p99 of a keystroke in ms'
+    [[ $carrier == tcp ]] || told lossy-path 0 'of 100 packets' shop-1
     ok "$beside; up $(internet_figures up | grep -o 'queue_p50.*')"
   done
 done
