@@ -146,7 +146,7 @@ impl Journal {
 
     /// How the edge reaches the mesh over this link.
     #[must_use]
-    pub fn standing(&self, link: &Link, proxy: &str, allows: &[String]) -> Standing {
+    pub fn standing(&self, link: &Link, loss_percent: u32, (proxy, allows): (&str, &[String])) -> Standing {
         let (now, carrier) = (Instant::now(), link.carrier());
         let why = self.why(carrier);
         let inner = self.0.lock();
@@ -155,7 +155,7 @@ impl Journal {
             why,
             proxy: proxy.to_owned(),
             mtu: link.stats().mtu.into(),
-            loss_percent: link.path_model().map_or(0, |model| loss_percent(model.chance_loss)),
+            loss_percent,
             skew_ms: inner.skew_ms,
             away_ms: u64::try_from(inner.away.as_millis()).unwrap_or(u64::MAX),
             troubles: inner.troubles.iter().map(|noted| noted.told(now)).collect(),
@@ -163,12 +163,6 @@ impl Journal {
             allows_more: false,
         }
     }
-}
-
-/// Of a hundred packets, in steps that are worth telling: an estimate that wavers is no news.
-fn loss_percent(share: f64) -> u32 {
-    const STEPS: [u32; 9] = [1, 2, 3, 5, 7, 10, 20, 30, 50];
-    STEPS.into_iter().rev().find(|step| share * 100.0 >= f64::from(*step) - 0.5).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -197,11 +191,6 @@ mod tests {
         assert_eq!(journal.troubles().len(), 2, "they are told by the tunnel that came of it");
         journal.lost(Carrier::Tcp, "s:1", &end(EndCause::PeerRestarted));
         assert_eq!(journal.troubles().len(), 1);
-    }
-
-    #[test]
-    fn losses_are_told_in_steps() {
-        assert_eq!([0.0, 0.004, 0.005, 0.013, 0.046, 0.052, 0.9].map(loss_percent), [0, 0, 1, 1, 5, 5, 50]);
     }
 
     #[tokio::test(start_paused = true)]

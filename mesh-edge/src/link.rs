@@ -33,6 +33,7 @@ use crate::{
     pulse::{Beat, Mood, Pulse, Seen},
 };
 
+mod losses;
 mod outside;
 mod story;
 

@@ -27,7 +27,7 @@ pub struct Standing {
     /// Bytes of the largest UDP payload that passes; 0 over TCP.
     #[serde(skip_serializing_if = "is_zero")]
     pub mtu: u32,
-    /// Of a hundred packets that the edge sends, how many the path loses by chance; 0 over TCP, where nobody knows.
+    /// Of a hundred packets that the edge sends, how many were lost lately, rounded; 0 over TCP, where nobody knows.
     #[serde(skip_serializing_if = "is_zero")]
     pub loss_percent: u32,
     /// The shard's clock minus the edge's, in milliseconds.

@@ -166,7 +166,7 @@ pub(crate) fn standing(standing: &Standing) -> Vec<(&'static str, String)> {
     fact("why that carrier", said(why));
     fact("proxy", said(proxy));
     fact("largest UDP payload", (*mtu > 0).then(|| format!("{mtu} bytes")));
-    fact("lost by the path", (*loss_percent > 0).then(|| format!("{loss_percent} % of what it sends")));
+    fact("lost by the path", (*loss_percent > 0).then(|| format!("{loss_percent} % of what it sent lately")));
     let skew = std::time::Duration::from_millis(skew_ms.unsigned_abs());
     let side = if *skew_ms > 0 { "behind" } else { "ahead of" };
     fact("its clock", (skew.as_secs() > 0).then(|| format!("{} {side} the shard's", text::span(skew))));

@@ -1,7 +1,7 @@
 //! The TCP carrier, for networks that let no UDP through: TLS 1.3, yamux in it, and in each yamux stream the records
-//! ([`record`]) that give it the rules of a QUIC stream.
+//! (`record`) that give it the rules of a QUIC stream.
 //!
-//! One task drives a link ([`driver`]); streams are queues that it shares with those who hold them ([`state`], [`flow`]).
+//! One task drives a link (`driver`); streams are queues that it shares with those who hold them (`state`, `flow`).
 
 use std::{
     fmt, io,

@@ -52,9 +52,9 @@ fn hampered(at: &Presence, now: i64) -> Option<(&'static str, String, &'static s
     if standing.loss_percent >= LOSSY {
         return Some((
             "lossy-path",
-            format!("its path loses {} of 100 packets that it sends", standing.loss_percent),
-            "Streams go on, and lost packets cost a round trip each. Look at the machine's radio or line, and at what \
-             else fills it.",
+            format!("its path lost {} of 100 packets that it sent lately", standing.loss_percent),
+            "Streams go on, and lost packets cost a round trip each. Look at the machine's radio or line, at what \
+             else fills it, and whether somebody limits UDP.",
         ));
     }
     if (1..NARROW).contains(&standing.mtu) && at.since + SETTLED <= now {
