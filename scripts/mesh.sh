@@ -166,6 +166,9 @@ udp_door() {
 # shard [LINE...]: enrols shard-1 and starts it; the first start chooses the ports: at[shard.mesh], at[shard.http] ...
 shard() { shard_as shard-1 shard "$@"; }
 
+# Set to open the SSH door of every shard that is started from then on, at[shard.ssh] or at[NAME.ssh].
+ssh_doors=
+
 # another_shard NAME [LINE...]: the same for one more, without TCP doors; its ports are at[NAME.mesh] and so on.
 another_shard() {
   local tcp_doors=() name=$1
@@ -176,7 +179,7 @@ another_shard() {
 shard_as() {
   local name=$1 at_name=$2 part
   shift 2
-  for part in mesh proxy http https admin; do port "$at_name.$part"; done
+  for part in mesh proxy http https ssh admin; do port "$at_name.$part"; done
   {
     echo "data_dir = '$dir/$name'"
     echo "name = '$name'"
@@ -190,6 +193,7 @@ shard_as() {
     echo "proxy = '$host:${at[$at_name.proxy]}'"
     echo "http = '$host:${at[$at_name.http]}'"
     echo "https = '$host:${at[$at_name.https]}'"
+    if [[ -n $ssh_doors ]]; then echo "ssh = '$host:${at[$at_name.ssh]}'"; fi
     printf '%s\n' "${tcp_doors[@]}"
   } > "$dir/$name.toml"
   ctl token create --shard --name "$name" 2>> "$dir/log/meshctl.log" |

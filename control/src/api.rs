@@ -7,6 +7,7 @@ mod handlers;
 pub mod limit;
 pub mod server;
 mod shards;
+mod ssh;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -186,7 +187,13 @@ pub fn routes() -> Vec<Route> {
         route(get.clone(), "/v1/edges", Access::User, routing::get(h::edges)),
         route(get.clone(), "/v1/edges/{name}", Access::User, routing::get(h::edge)),
         route(post.clone(), "/v1/edges/{name}/revoke", Access::Admin, routing::post(h::revoke_edge)),
-        route(post, "/v1/users/{name}/revoke", Access::Admin, routing::post(h::revoke_user)),
+        route(post.clone(), "/v1/users/{name}/revoke", Access::Admin, routing::post(h::revoke_user)),
+        route(get.clone(), "/v1/users/{name}/keys", Access::User, routing::get(ssh::keys)),
+        route(post.clone(), "/v1/users/{name}/keys", Access::User, routing::post(ssh::add_key)),
+        route(delete.clone(), "/v1/users/{name}/keys/{id}", Access::User, routing::delete(ssh::remove_key)),
+        route(get.clone(), "/v1/ssh/authorities", Access::Member, routing::get(ssh::authorities)),
+        route(post.clone(), "/v1/ssh/user-certificates", Access::User, routing::post(ssh::user_certificate)),
+        route(post, "/v1/ssh/host-certificates", Access::Shard, routing::post(ssh::host_certificate)),
         route(get.clone(), "/v1/policy", Access::User, routing::get(h::policy)),
         route(put, "/v1/policy/{rule}", Access::Admin, routing::put(h::put_rule)),
         route(delete, "/v1/policy/{rule}", Access::Admin, routing::delete(h::delete_rule)),

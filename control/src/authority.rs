@@ -1,6 +1,8 @@
 //! Who becomes a member, and who stays one: enrolment, renewal, and the tokens for them. What the API's routes call and
 //! what `meshctl dev` calls in process.
 
+mod ssh;
+
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -19,7 +21,7 @@ use runtime::{cert::CertFacts, clock::unix_now, identity::to_pem, tls::TrustBund
 use rustls_pki_types::CertificateDer;
 
 use crate::{
-    ca::{Ca, CaError, Holder, HostName, Leaf, csr::Csr, roots},
+    ca::{Ca, CaError, Holder, HostName, Leaf, csr::Csr, roots, ssh::SshCa},
     config::LeafTtl,
     kube::review::{Reviewer, is_account_token},
     metrics::Metrics,
@@ -61,6 +63,16 @@ struct Inner {
     public: HostPort,
     /// Knows service accounts of a cluster.
     reviewer: Option<Reviewer>,
+    ssh: SshParts,
+}
+
+/// What SSH certificates are signed with.
+#[derive(Debug)]
+pub struct SshParts {
+    /// The keys, if there are any.
+    pub ca: Option<SshCa>,
+    /// Longest life of a user's certificate.
+    pub user_ttl: Duration,
 }
 
 /// What an [`Authority`] is made of.
@@ -84,6 +96,8 @@ pub struct Parts {
     pub public: HostPort,
     /// Knows service accounts of a cluster whose pods may enrol as shards.
     pub reviewer: Option<Reviewer>,
+    /// For SSH.
+    pub ssh: SshParts,
 }
 
 /// What the database's failure looks like from outside; its cause is for the log and for `/readyz`.
@@ -147,8 +161,8 @@ impl Authority {
     /// Puts it together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { ca, bundle, store, hub, metrics, ttl, reserved, public, reviewer } = parts;
-        Self(Arc::new(Inner { ca, bundle, store, hub, metrics, ttl, reserved, public, reviewer }))
+        let Parts { ca, bundle, store, hub, metrics, ttl, reserved, public, reviewer, ssh } = parts;
+        Self(Arc::new(Inner { ca, bundle, store, hub, metrics, ttl, reserved, public, reviewer, ssh }))
     }
 
     /// The CA.

@@ -6,6 +6,7 @@
 pub mod csr;
 pub mod files;
 pub mod roots;
+pub mod ssh;
 
 use std::{fmt, net::IpAddr, time::Duration};
 

@@ -53,6 +53,8 @@ pub struct ControlConfig {
     pub ca: CaConfig,
     /// Life of certificates.
     pub leaf_ttl_secs: LeafTtl,
+    /// Longest life of an SSH certificate of a user, in seconds, from 60 to 7776000. `43200`
+    pub ssh_certificate_secs: u64,
     /// Kubernetes.
     pub kubernetes: KubernetesConfig,
     /// Access records.
@@ -186,6 +188,7 @@ impl Default for ControlConfig {
             trust_domain: "mesh.local".parse().expect("a name"),
             ca: CaConfig::default(),
             leaf_ttl_secs: LeafTtl::default(),
+            ssh_certificate_secs: 12 * 3600,
             kubernetes: KubernetesConfig::default(),
             audit: AuditConfig::default(),
             log: LogConfig::default(),
@@ -218,6 +221,9 @@ pub enum InvalidConfig {
         /// What was given.
         given: u64,
     },
+    /// The same for SSH.
+    #[error("ssh_certificate_secs is {0} s; it must be from 60 to {MAX_TTL} s")]
+    SshTtl(u64),
     /// Two databases.
     #[error("database and database_file are both set; one of them must go")]
     TwoDatabases,
@@ -275,6 +281,9 @@ impl ControlConfig {
             if !(MIN_TTL..=MAX_TTL).contains(&given) {
                 return Err(InvalidConfig::Ttl { role, given });
             }
+        }
+        if !(60..=MAX_TTL).contains(&self.ssh_certificate_secs) {
+            return Err(InvalidConfig::SshTtl(self.ssh_certificate_secs));
         }
         Ok(())
     }

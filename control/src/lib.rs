@@ -26,6 +26,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -46,8 +47,8 @@ use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
     api::{App, limit::FailureLimit, server::Server},
-    authority::{Authority, Parts},
-    ca::{Ca, roots::Sources},
+    authority::{Authority, Parts, SshParts},
+    ca::{Ca, roots::Sources, ssh::SshCa},
     config::ControlConfig,
     leader::{Outlets, StoreBoard},
     metrics::Metrics,
@@ -129,7 +130,7 @@ pub async fn start(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Contro
 
 async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control> {
     config.check()?;
-    let Ground { ca, sources, store, metrics, registry, fresh } = ground(&config).await?;
+    let Ground { ca, ssh, sources, store, metrics, registry, fresh } = ground(&config).await?;
     let ca_hash = ca.hash();
     let bundle = sources.bundle(ca.certificate())?;
     let ready = Ready::new();
@@ -156,7 +157,9 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
         reserved: config.certified_names()?,
         public: public_address(&config, api_addr)?,
         reviewer: cluster.as_ref().and_then(|client| kube::reviewer(&config.kubernetes, client)),
+        ssh: SshParts { ca: ssh, user_ttl: Duration::from_secs(config.ssh_certificate_secs) },
     });
+    hub.set_ssh_authorities(authority.ssh_authorities().user);
     let stir = Arc::new(Notify::new());
     let app = Arc::new(App {
         authority: authority.clone(),
@@ -205,6 +208,7 @@ async fn assemble(config: ControlConfig, tasks: Tasks) -> anyhow::Result<Control
 /// What stands before anything listens.
 struct Ground {
     ca: Ca,
+    ssh: Option<SshCa>,
     sources: Sources,
     store: Store,
     metrics: Metrics,
@@ -219,7 +223,7 @@ async fn ground(config: &ControlConfig) -> anyhow::Result<Ground> {
         .mode(0o700)
         .create(&config.data_dir)
         .with_context(|| format!("cannot make the folder {} (data_dir)", config.data_dir.display()))?;
-    let ca = open_ca(config)?;
+    let (ca, ssh) = open_ca(config)?;
     let sources = Sources { folder: config.data_dir.join(ROOTS), files: config.ca.extra_roots.clone() };
     let roots = sources.read(ca.certificate())?;
     let hashes = roots.iter().map(|r| runtime::cert::ca_hash(r)).collect::<Result<Vec<_>, _>>()?;
@@ -228,16 +232,17 @@ async fn ground(config: &ControlConfig) -> anyhow::Result<Ground> {
     metrics.ca_not_after.set(ca.not_after());
     let store = open_store(config, &metrics).await?;
     let fresh = store.claim(&config.trust_domain, ca.hash(), &hashes).await?;
-    Ok(Ground { ca, sources, store, metrics, registry, fresh })
+    Ok(Ground { ca, ssh, sources, store, metrics, registry, fresh })
 }
 
-fn open_ca(config: &ControlConfig) -> anyhow::Result<Ca> {
+fn open_ca(config: &ControlConfig) -> anyhow::Result<(Ca, Option<SshCa>)> {
     let (cert, key, make) = config.ca_files();
     let (ca, made) = ca::files::open(&cert, &key, make, &config.trust_domain, unix_now())?;
     if made {
         tracing::info!(path = %cert.display(), hash = %ca.hash(), "made a new CA; back up its key, the whole mesh hangs on it");
     }
-    Ok(ca)
+    let ssh = SshCa::open(key.parent().unwrap_or_else(|| Path::new(".")), make)?;
+    Ok((ca, ssh))
 }
 
 async fn open_store(config: &ControlConfig, metrics: &Metrics) -> anyhow::Result<Store> {
@@ -306,6 +311,7 @@ pub async fn renew_admin_join(config: &ControlConfig) -> anyhow::Result<PathBuf>
         reserved: vec![],
         public: public_address(config, config.listen)?,
         reviewer: None,
+        ssh: SshParts { ca: None, user_ttl: Duration::ZERO },
     });
     let path = write_admin_join(&authority, &config.data_dir).await;
     tasks.drained(store::DEADLINE).await;

@@ -1,4 +1,4 @@
-//! What control keeps: tokens, edges, certificates, rules, the ring, the leases and orders of shards. One SQL text for SQLite and PostgreSQL.
+//! What control keeps: tokens, edges, certificates, keys, rules, the ring, the leases and orders of shards. One SQL text for SQLite and PostgreSQL.
 //!
 //! Every transaction that changes what members may do begins in one place, `Store::begin`: it locks the one row of `meta`, counts its revision up,
 //! and is told which sections of the watch it changes. So writers come one after the other, revisions are committed in
@@ -14,6 +14,7 @@ pub mod open;
 pub mod ring;
 pub mod rules;
 pub mod shards;
+pub mod ssh;
 pub mod tokens;
 
 use std::{future::Future, str::FromStr, sync::Arc, time::Duration};
@@ -74,6 +75,8 @@ pub enum Section {
     Access,
     /// Edges that are enrolled.
     Edges,
+    /// Keys for the SSH door.
+    Ssh,
 }
 
 /// The revision, and at which one each section changed last.
@@ -89,6 +92,8 @@ pub struct Revisions {
     pub access: i64,
     /// [`Section::Edges`].
     pub edges: i64,
+    /// [`Section::Ssh`].
+    pub ssh: i64,
 }
 
 /// The dialect, where one text is not enough.
@@ -166,15 +171,16 @@ impl Store {
     /// If the database cannot be read.
     pub async fn revisions(&self) -> Result<Revisions, StoreError> {
         self.read(async {
-            let row = sqlx::query("SELECT revision, policy_at, revoked_at, access_at, edges_at FROM meta WHERE id = 1")
-                .fetch_one(&self.pool)
-                .await?;
+            const SQL: &str =
+                "SELECT revision, policy_at, revoked_at, access_at, edges_at, ssh_at FROM meta WHERE id = 1";
+            let row = sqlx::query(SQL).fetch_one(&self.pool).await?;
             Ok(Revisions {
                 revision: row.try_get(0)?,
                 policy: row.try_get(1)?,
                 revoked: row.try_get(2)?,
                 access: row.try_get(3)?,
                 edges: row.try_get(4)?,
+                ssh: row.try_get(5)?,
             })
         })
         .await
@@ -255,6 +261,7 @@ impl Change {
             Section::Revoked => "UPDATE meta SET revoked_at = revision WHERE id = 1",
             Section::Access => "UPDATE meta SET access_at = revision WHERE id = 1",
             Section::Edges => "UPDATE meta SET edges_at = revision WHERE id = 1",
+            Section::Ssh => "UPDATE meta SET ssh_at = revision WHERE id = 1",
         };
         sqlx::query(sql).execute(&mut *self.tx).await?;
         Ok(())

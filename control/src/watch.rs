@@ -1,6 +1,6 @@
 //! The state that shards follow, and how it reaches them.
 //!
-//! The state has eight sections, each kept as the JSON that goes out, with the revision at which it changed. A follower
+//! The state has nine sections, each kept as the JSON that goes out, with the revision at which it changed. A follower
 //! remembers which revision of each section it has sent and sends what is newer when there is room: a slow one skips
 //! to the newest state, and nothing ever queues up for it.
 //!
@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use proto::{api::ShardOrder, id::ShardId, ring::RingSpec};
+use proto::{api::ShardOrder, id::ShardId, ring::RingSpec, ssh::Trust};
 use runtime::{admin::ReadyPart, clock::unix_now, shutdown::Tasks, tls::TrustBundle};
 use serde::Serialize;
 use tokio::{
@@ -69,6 +69,8 @@ struct Inner {
     book: SharedBook,
     /// Whether this replica leads.
     leads: watch::Sender<bool>,
+    /// Who may come in by SSH: the authorities come from files and the keys from the database.
+    ssh: Mutex<Trust>,
     /// When the commit that is not yet in force happened.
     pending: Mutex<Option<Instant>>,
 }
@@ -102,6 +104,7 @@ impl Hub {
             sight,
             book: SharedBook::default(),
             leads: watch::channel(false).0,
+            ssh: Mutex::default(),
             pending: Mutex::new(None),
         };
         let hub = Self(Arc::new(inner));
@@ -152,6 +155,17 @@ impl Hub {
     /// Publishes the roots that are trusted.
     pub fn set_bundle(&self, bundle: &TrustBundle) {
         self.publish(Part::Bundle, &bundle.to_pem(), |_| ());
+    }
+
+    /// Publishes who signs SSH certificates of users, as lines.
+    pub fn set_ssh_authorities(&self, lines: Vec<String>) {
+        self.publish_ssh(|trust| trust.authorities = lines);
+    }
+
+    fn publish_ssh(&self, change: impl FnOnce(&mut Trust)) {
+        let mut trust = self.0.ssh.lock();
+        change(&mut trust);
+        self.publish(Part::Ssh, &*trust, |_| ());
     }
 
     /// Begins to follow: the first line has the whole state. `None` if this replica has nothing to say, as others may
@@ -318,6 +332,11 @@ impl Hub {
         if found.access != loaded.access {
             self.publish(Part::Access, &store.access_tokens(now).await?, |_| ());
             loaded.access = found.access;
+        }
+        if found.ssh != loaded.ssh {
+            let keys = store.ssh_keys().await?;
+            self.publish_ssh(|trust| trust.keys = keys);
+            loaded.ssh = found.ssh;
         }
         (loaded.edges, loaded.revision) = (found.edges, found.revision);
         self.0.edges_at.send_if_modified(|at| std::mem::replace(at, found.edges) != found.edges);

@@ -8,6 +8,8 @@ mod audit;
 mod raw;
 #[path = "stories/ring.rs"]
 mod ring;
+#[path = "stories/ssh.rs"]
+mod ssh;
 #[path = "stories/stories.rs"]
 mod stories;
 #[path = "stories/world.rs"]

@@ -8,6 +8,7 @@ mod api;
 mod certificate;
 mod door;
 mod egress;
+mod ssh;
 mod text;
 mod wire;
 
@@ -15,6 +16,7 @@ pub use api::{api, ring, rule};
 pub use certificate::{certificate, client_hello, csr, pem};
 pub use door::{authorization, http_screen, socks5, socks5_datagram};
 pub use egress::{book, egress_head, egress_packets};
+pub use ssh::{ssh_certificate, ssh_key};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
 pub use wire::{answer, connection_id, datagrams, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
 
@@ -51,5 +53,7 @@ pub const TARGETS: &[Target] = &[
     ("shard_to_shard", shard_to_shard),
     ("socks5", socks5),
     ("socks5_datagram", socks5_datagram),
+    ("ssh_certificate", ssh_certificate),
+    ("ssh_key", ssh_key),
     ("target", target),
 ];

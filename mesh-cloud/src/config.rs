@@ -135,6 +135,9 @@ pub struct DoorsConfig {
     /// Services by TLS' server name. `[::]:7482`.
     #[serde(deserialize_with = "address_or_none")]
     pub https: Option<SocketAddr>,
+    /// A jump host for OpenSSH, `ssh -J SHARD:2222 USER@EDGE`. Shut unless it is named here: `[::]:2222`.
+    #[serde(deserialize_with = "address_or_none")]
+    pub ssh: Option<SocketAddr>,
     /// Single ports that lead to single targets.
     pub tcp: Vec<TcpDoorConfig>,
     /// Single UDP ports that lead to single targets.
@@ -151,6 +154,7 @@ impl Default for DoorsConfig {
             proxy_plain: false,
             http: on(7481),
             https: on(7482),
+            ssh: None,
             tcp: Vec::new(),
             udp: Vec::new(),
             egress: EgressConfig::default(),
@@ -294,7 +298,7 @@ pub struct LimitsConfig {
     /// Tunnels and people's links at once. 20,000.
     pub links: usize,
     /// Handshakes at once; more wait, and are told to prove their address. Each may hold the others up for a
-    /// millisecond of computing, streams included. 128.
+    /// millisecond of computing, streams included. The same number of SSH connections may be about to log in. 128.
     pub handshakes: usize,
     /// Connections at once on each door. 20,000.
     pub door_connections: usize,

@@ -15,6 +15,7 @@ pub mod egress;
 pub mod http;
 pub mod https;
 pub mod proxy;
+pub mod ssh;
 pub mod tcp;
 pub mod udp;
 mod visit;

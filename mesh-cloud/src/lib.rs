@@ -32,7 +32,7 @@ use runtime::{
     shutdown::Tasks,
     tls::{LiveIdentity, MeshVerifier, TrustBundle, server_config},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub mod admit;
@@ -66,9 +66,13 @@ use doors::{
     http::HttpDoor,
     https::HttpsDoor,
     proxy::ProxyDoor,
+    ssh::{
+        STRANGERS, SshDoor,
+        host::{self, Host},
+    },
 };
 use drain::Drain;
-use fair::UserShares;
+use fair::{Shares, UserShares};
 use follow::Clients;
 pub use links::{endpoint_config, link_limits, peer_config, peer_limits, tcp_door};
 use listener::Reception;
@@ -124,6 +128,10 @@ pub struct Shard {
     pub http: Option<SocketAddr>,
     /// The HTTPS door.
     pub https: Option<SocketAddr>,
+    /// The SSH door.
+    pub ssh: Option<SocketAddr>,
+    /// Who the shard is there.
+    pub ssh_host: Option<Arc<Host>>,
     /// The TCP doors, by name.
     pub tcp: Vec<(String, SocketAddr)>,
     /// The UDP doors, by name.
@@ -233,6 +241,9 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     reporter.start(&clients, &tasks);
     tasks.spawn(until_drained(standing.clone(), following.run(clients.clone())));
     tasks.spawn(until_drained(standing.clone(), follow::renew(clients.clone(), renewal_requests, metrics)));
+    if let Some(host) = &running.ssh_host {
+        tasks.spawn(until_drained(standing.clone(), Arc::clone(host).keep(clients.clone())));
+    }
     tasks.spawn(until_drained(standing, follow::renew_own(clients, identity, dir, bundle, config.names)));
     Ok(running)
 }
@@ -323,6 +334,8 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         ending: ending.clone(),
     });
     let mesh = parts.listener.local_addr()?;
+    let limits = &config.limits;
+    let shares = (UserShares::new(limits.links_per_user), UserShares::new(limits.streams_per_user));
     let reception = Reception {
         shard: parts.shard.clone(),
         registry: registry.clone(),
@@ -333,8 +346,8 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         partings: partings.clone(),
         renewals: parts.renewals,
         arrivals: Arc::default(),
-        user_links: UserShares::new(config.limits.links_per_user),
-        user_streams: UserShares::new(config.limits.streams_per_user),
+        user_links: shares.0.clone(),
+        user_streams: shares.1.clone(),
         limits: config.limits,
     };
     let rebalance = Rebalance {
@@ -351,6 +364,8 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         proxy: None,
         http: None,
         https: None,
+        ssh: None,
+        ssh_host: None,
         tcp: Vec::new(),
         udp: Vec::new(),
         egress: None,
@@ -362,7 +377,8 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         partings,
         standing,
     };
-    let doors = Doors { config, router: &router, accepting: &accepting, streams: &streams, metrics: &parts.metrics };
+    let metrics = &parts.metrics;
+    let doors = Doors { config, router: &router, accepting: &accepting, streams: &streams, metrics, shares };
     doors.open(&mut shard, &parts.identity, &parts.bundle)?;
     sessions.spawn(reception.run(parts.listener.clone(), sessions.clone(), streams.clone()));
     sessions.spawn(peers.run(parts.state.clone(), registry.clone(), sessions.clone()));
@@ -399,6 +415,8 @@ struct Doors<'a> {
     accepting: &'a Tasks,
     streams: &'a Tasks,
     metrics: &'a Arc<Metrics>,
+    /// Links and streams of users, over all doors that know users.
+    shares: (UserShares, UserShares),
 }
 
 impl Doors<'_> {
@@ -430,6 +448,9 @@ impl Doors<'_> {
             let door = Arc::new(HttpsDoor { router: self.router.clone(), domain, stopping: self.accepting.token() });
             shard.https = Some(self.run("https", address, move |v| Arc::clone(&door).visit(v))?);
         }
+        if let Some(address) = doors.ssh {
+            self.open_ssh(address, shard)?;
+        }
         for tcp in &doors.tcp {
             let (router, door) = (self.router.clone(), tcp.clone());
             let visit = move |v| doors::tcp::visit(v, router.clone(), door.clone());
@@ -453,6 +474,26 @@ impl Doors<'_> {
             connections: self.config.limits.door_connections,
         };
         shard.egress = EgressDoor::open(&doors.egress, &opening)?;
+        Ok(())
+    }
+
+    fn open_ssh(&self, address: SocketAddr, shard: &mut Shard) -> anyhow::Result<()> {
+        let names = host::names(&shard.id, &self.config.names, &self.config.advertise);
+        let dir = IdentityDir::open(&self.config.data_dir)?;
+        let host = Arc::new(Host::open(dir, names, Arc::clone(self.metrics)).context("the SSH host key")?);
+        let door = Arc::new(SshDoor {
+            router: self.router.clone(),
+            domain: self.config.domain.clone(),
+            stopping: self.accepting.token(),
+            tasks: self.streams.clone(),
+            host: Arc::clone(&host),
+            strangers: Arc::new(Semaphore::new(self.config.limits.handshakes)),
+            strangers_from: Shares::new(STRANGERS),
+            user_links: self.shares.0.clone(),
+            user_streams: self.shares.1.clone(),
+        });
+        shard.ssh = Some(self.run("ssh", address, move |v| Arc::clone(&door).visit(v))?);
+        shard.ssh_host = Some(host);
         Ok(())
     }
 

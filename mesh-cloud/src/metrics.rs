@@ -38,6 +38,10 @@ pub struct Metrics {
     pub door_connections: IntGaugeVec,
     /// Connections that a door turned away, by reason.
     pub door_refusals: IntCounterVec,
+    /// Keys and certificates that SSH clients showed, by outcome.
+    pub ssh_logins: IntCounterVec,
+    /// When the SSH host certificate ends, in seconds since 1970; 0 without one.
+    pub ssh_host_certificate_not_after: IntGauge,
     /// Times that the egress door's files had changed, by what became of them.
     pub egress_files: IntCounterVec,
     /// Whether control is being followed.
@@ -126,6 +130,15 @@ impl Metrics {
             open_seconds,
             door_connections: gauges("door_connections", "Connections on each door.", &["door"])?,
             door_refusals: counters("door_refusals_total", "Connections turned away by a door.", &["door", "reason"])?,
+            ssh_logins: counters(
+                "ssh_logins_total",
+                "Keys and certificates that SSH clients showed, by outcome.",
+                &["by", "outcome"],
+            )?,
+            ssh_host_certificate_not_after: gauge(
+                "ssh_host_certificate_not_after",
+                "When the SSH host certificate ends, in seconds since 1970; 0 without one.",
+            )?,
             egress_files: counters("egress_files_total", "Changes of the egress door's files.", &["outcome"])?,
             control_connected: gauge("control_connected", "1 while control is being followed.")?,
             control_revision: gauge("control_revision", "Revision of what control said last.")?,

@@ -292,7 +292,7 @@ impl Router {
     }
 
     /// Notes the use of a credential, if it is still good.
-    fn lease(&self, credential: &str) -> Result<Lease, Refusal> {
+    pub(crate) fn lease(&self, credential: &str) -> Result<Lease, Refusal> {
         // Leased first: a revocation that comes in between then finds it.
         let lease = self.0.live.lease(credential);
         if self.state().is_good(credential) && !lease.ended().is_cancelled() {

@@ -16,6 +16,7 @@ use proto::{
     principal::Principal,
     ring::Ring,
     secret::Secret,
+    ssh,
 };
 use sha2::{Digest, Sha256};
 
@@ -30,6 +31,8 @@ pub struct MeshState {
     pub revoked: BTreeSet<String>,
     /// Access tokens by their hash.
     tokens: BTreeMap<String, AccessToken>,
+    /// Who may come in by SSH.
+    ssh: Arc<KnownKeys>,
     /// Edges that are enrolled, with their sites.
     pub edges: BTreeMap<EdgeId, Option<SiteName>>,
     /// Shards that are alive, in the ring or not.
@@ -89,7 +92,23 @@ impl SharedBook {
     }
 }
 
-/// Who showed an access token.
+/// Keys that open the SSH door, as lines without comments.
+#[derive(Debug, Default)]
+struct KnownKeys {
+    authorities: BTreeSet<String>,
+    users: BTreeMap<String, ssh::Key>,
+    ids: BTreeSet<String>,
+}
+
+impl From<ssh::Trust> for KnownKeys {
+    fn from(trust: ssh::Trust) -> Self {
+        let ids = trust.keys.iter().map(|key| key.id.clone()).collect();
+        let users = trust.keys.into_iter().map(|key| (key.key.clone(), key)).collect();
+        Self { authorities: trust.authorities.into_iter().collect(), users, ids }
+    }
+}
+
+/// Who showed an access token, or a key.
 #[derive(Clone, Debug)]
 pub struct TokenHolder {
     /// As whom it acts.
@@ -112,6 +131,9 @@ impl MeshState {
         }
         if let Some(tokens) = event.access_tokens {
             next.tokens = tokens.into_iter().map(|t| (t.sha256.clone(), t)).collect();
+        }
+        if let Some(trust) = event.ssh {
+            next.ssh = Arc::new(trust.into());
         }
         if let Some(edges) = event.edges {
             next.edges = edges;
@@ -139,6 +161,7 @@ impl MeshState {
         event.policy.is_some()
             || event.revoked.is_some()
             || event.access_tokens.is_some()
+            || event.ssh.is_some()
             || event.edges.is_some()
             || event.shards.is_some()
             || event.ring.is_some()
@@ -156,9 +179,27 @@ impl MeshState {
         Some(TokenHolder { principal: Principal::User { name, groups }, key: token_key(&found.id) })
     }
 
-    /// Whether the credential with this key (a serial number, or [`token_key`]) is still good.
+    /// Whose key this is, a line without a comment; `None` if it is not registered.
+    #[must_use]
+    pub fn key_holder(&self, line: &str) -> Option<TokenHolder> {
+        let key = self.ssh.users.get(line)?;
+        let name: UserId = key.user.as_str().parse().ok()?;
+        let principal = Principal::User { name, groups: key.groups.clone() };
+        Some(TokenHolder { principal, key: ssh::key_name(&key.id) })
+    }
+
+    /// Whether this key, a line without a comment, signs SSH certificates of users.
+    #[must_use]
+    pub fn is_ssh_authority(&self, line: &str) -> bool {
+        self.ssh.authorities.contains(line)
+    }
+
+    /// Whether the credential with this key (a serial number, [`token_key`], or a name of [`proto::ssh`]) is still good.
     #[must_use]
     pub fn is_good(&self, credential: &str) -> bool {
+        if let Some(id) = credential.strip_prefix(ssh::KEY_PREFIX) {
+            return self.ssh.ids.contains(id);
+        }
         match credential.strip_prefix("token:") {
             Some(id) => self.tokens.values().any(|t| t.id == id),
             None => !self.revoked.contains(credential),

@@ -21,6 +21,7 @@ pub(crate) mod proxy;
 pub(crate) mod ring;
 pub(crate) mod shard;
 pub(crate) mod ssh;
+pub(crate) mod ssh_cert;
 pub(crate) mod token;
 pub(crate) mod user;
 pub(crate) mod why;
@@ -57,6 +58,8 @@ pub(crate) enum Command {
     Policy(policy::PolicyArgs),
     Audit(audit::AuditArgs),
     Ssh(ssh::SshArgs),
+    SshCert(ssh_cert::SshCertArgs),
+    SshConfig(ssh_cert::SshConfigArgs),
     Kube(kube::KubeArgs),
     Proxy(proxy::ProxyArgs),
     Forward(forward::ForwardArgs),
@@ -85,7 +88,9 @@ impl Command {
             Self::User(args) => user::run(context, args).await,
             Self::Policy(args) => policy::run(context, args).await,
             Self::Audit(args) => audit::run(context, args).await,
-            Self::Ssh(args) => ssh::run(context, args),
+            Self::Ssh(args) => ssh::run(context, args).await,
+            Self::SshCert(args) => ssh_cert::certificate(context, args).await,
+            Self::SshConfig(args) => ssh_cert::config(context, args).await,
             Self::Kube(args) => kube::run(context, args).await,
             Self::Proxy(args) => proxy::run(context, &args).await,
             Self::Forward(args) => forward::run(context, args).await,

@@ -18,6 +18,7 @@
 //! | `POST /v1/users/{name}/revoke` | admins | | `204` |
 //! | `GET /v1/policy`, `PUT/DELETE /v1/policy/{rule}` | users, admins | [`Rule`] | [`Rule`]s |
 //! | `GET /v1/whoami` | any member | | [`WhoAmI`] |
+//! | `/v1/ssh/…`, `/v1/users/{name}/keys` | | | in [`crate::ssh`] |
 //!
 //! Every error is an [`ApiError`].
 
@@ -33,6 +34,7 @@ use crate::{
     policy::Rule,
     ring::RingSpec,
     secret::Secret,
+    ssh,
     standing::Standing,
 };
 
@@ -417,6 +419,9 @@ pub struct WatchEvent {
     /// All access tokens that have not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_tokens: Option<Vec<AccessToken>>,
+    /// Who may come in by SSH.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<ssh::Trust>,
     /// All edges that are enrolled and not revoked, with their sites.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edges: Option<BTreeMap<EdgeId, Option<SiteName>>>,

@@ -24,6 +24,7 @@ pub mod principal;
 pub mod proxy;
 pub mod ring;
 pub mod secret;
+pub mod ssh;
 pub mod standing;
 pub mod stream;
 pub mod target;

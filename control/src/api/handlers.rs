@@ -62,7 +62,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     }
 }
 
-fn edge_name(text: &str) -> Result<EdgeId, Failure> {
+pub(super) fn edge_name(text: &str) -> Result<EdgeId, Failure> {
     text.parse().map_err(|e: proto::id::InvalidName| Failure::new(ApiCode::BadRequest, e.to_string()))
 }
 

@@ -23,11 +23,21 @@ const PROOF: Duration = Duration::from_secs(3);
 /// by another one.
 const LEAVING: Duration = Duration::from_secs(1);
 
+/// How long a mesh must have had a ring before newcomers wait for one another; one that is just starting up has no time.
+const GROWN: Duration = Duration::from_secs(30);
+/// Shards that come this soon after one another come into the ring together, so that the edges which have to move do so
+/// once: an autoscaler starts several at a time.
+const TOGETHER: Duration = Duration::from_secs(5);
+/// How long the first of them waits at most.
+const LONGEST: Duration = Duration::from_secs(15);
+
 /// What is known about the life of each shard.
 #[derive(Debug, Default)]
 pub(super) struct Census {
     shards: BTreeMap<ShardId, Sighting>,
     held: bool,
+    /// Since when there is a ring.
+    ring_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -39,6 +49,8 @@ struct Sighting {
     life: Life,
     /// When it said last that it stops.
     left: Option<Instant>,
+    /// When it came, of one that has never been in the ring.
+    came: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +67,7 @@ enum Life {
 
 impl Sighting {
     const fn new(beat: Option<i64>, life: Life, now: Instant) -> Self {
-        Self { beat, moved: now, life, left: None }
+        Self { beat, moved: now, life, left: None, came: None }
     }
 
     fn beats(&mut self, beat: i64, now: Instant) {
@@ -78,7 +90,9 @@ impl Census {
                 signs |= serves;
                 // A record that was there before may be that of a shard which died long ago.
                 let life = if blind { Life::Quiet } else { Life::Living };
-                self.shards.insert(lease.name.clone(), Sighting::new(Some(lease.beat), life, now));
+                let came = (!blind && serves && !is_member(seen, &lease.name)).then_some(now);
+                let sighting = Sighting { came, ..Sighting::new(Some(lease.beat), life, now) };
+                self.shards.insert(lease.name.clone(), sighting);
                 continue;
             };
             if sighting.beat != Some(lease.beat) {
@@ -92,8 +106,9 @@ impl Census {
         self.shards.retain(|shard, _| seen.lease(shard).is_some() || is_member(seen, shard));
         for member in &seen.ring.members {
             let unknown = || Sighting::new(None, Life::Living, now);
-            self.shards.entry(member.shard.clone()).or_insert_with(unknown);
+            self.shards.entry(member.shard.clone()).or_insert_with(unknown).came = None;
         }
+        self.ring_since = if seen.ring.members.is_empty() { None } else { self.ring_since.or(Some(now)) };
         if blind || (self.held && signs) {
             self.pardon(seen, now);
         }
@@ -118,8 +133,10 @@ impl Census {
     /// Who is to be in the ring, by name.
     pub(super) fn members(&self, seen: &BoardState, now: Instant) -> Vec<Member> {
         let stays = |s: &Sighting| s.left.is_none_or(|left| now.saturating_duration_since(left) >= LEAVING);
-        let serves =
-            |(shard, s): &(&ShardId, &Sighting)| s.life == Life::Living && stays(s) && seen.is_out(shard).is_none();
+        let wait = self.newcomers_wait(seen, now);
+        let serves = |(shard, s): &(&ShardId, &Sighting)| {
+            s.life == Life::Living && stays(s) && seen.is_out(shard).is_none() && !(wait && s.came.is_some())
+        };
         let living = self.shards.iter().filter(serves);
         let member = |shard: &ShardId| match seen.lease(shard) {
             Some(lease) => Some(Member {
@@ -130,6 +147,17 @@ impl Census {
             None => seen.ring.members.iter().find(|m| m.shard == *shard).cloned(),
         };
         living.filter_map(|(shard, _)| member(shard)).collect()
+    }
+
+    /// Whether those that have never been in the ring wait for others that may come. Not if nobody else serves.
+    fn newcomers_wait(&self, seen: &BoardState, now: Instant) -> bool {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let living = |(shard, s): &(&ShardId, &Sighting)| s.life == Life::Living && seen.is_out(shard).is_none();
+        let came = || self.shards.iter().filter(living).filter_map(|(_, s)| s.came);
+        let others = self.shards.iter().filter(living).any(|(_, s)| s.came.is_none());
+        let (Some(first), Some(last)) = (came().min(), came().max()) else { return false };
+        let grown = self.ring_since.is_some_and(|ring| since(ring) >= GROWN);
+        others && grown && since(last) < TOGETHER && since(first) < LONGEST
     }
 
     fn expire(&mut self, seen: &BoardState, now: Instant) {

@@ -202,7 +202,45 @@ async fn shards_join_leave_die_and_return() {
     assert!((3000..=4000).contains(&back), "{back}");
     story.report("d", |_| ());
     story.reporting.insert("d");
-    assert_eq!(story.until(&["a", "b", "c", "d"]).await, STEP, "a new one need not");
+    let new = story.until(&["a", "b", "c", "d"]).await;
+    assert!((5000..=5500).contains(&new), "a new one waits for others: {new}");
+}
+
+#[tokio::test]
+async fn shards_that_come_soon_after_one_another_are_one_ring() {
+    let mut story = Story::with(2, &["a"]).await;
+    story.wait(30).await;
+    let epoch = story.epoch();
+    for shard in ["b", "c"] {
+        story.report(shard, |_| ());
+        story.reporting.insert(shard);
+        story.wait(4).await;
+        assert_eq!(story.ring(), ["a"]);
+    }
+    assert_eq!(story.until(&["a", "b", "c"]).await, 1000 + STEP);
+    assert_eq!(story.epoch(), epoch + 1, "who has to move moves once");
+
+    // A stream of them does not keep the first one waiting for ever.
+    let names = ["d", "e", "f", "g", "h"];
+    for shard in names {
+        story.report(shard, |_| ());
+        story.reporting.insert(shard);
+        story.wait(4).await;
+    }
+    assert_eq!(
+        story.ring(),
+        ["a", "b", "c", "d", "e", "f", "g"],
+        "d waited for 15 s and took those along who had come"
+    );
+
+    // If nobody else is left there is nothing to wait for.
+    let mut story = Story::with(1, &["a"]).await;
+    story.wait(30).await;
+    story.report("a", |l| l.state = ShardState::Draining);
+    story.reporting.remove("a");
+    story.report("b", |_| ());
+    story.reporting.insert("b");
+    assert_eq!(story.until(&["b"]).await, STEP);
 }
 
 #[tokio::test]

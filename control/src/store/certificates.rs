@@ -77,8 +77,8 @@ impl Store {
         .await
     }
 
-    /// Revokes everything that a user holds: certificates, access tokens, and tokens to log in with. Returns the
-    /// revision, or `None` if the user holds nothing.
+    /// Revokes everything that a user holds: certificates, SSH keys, access tokens, and tokens to log in with. Returns
+    /// the revision, or `None` if the user holds nothing.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -94,7 +94,8 @@ impl Store {
                 if tokens.rows_affected() > 0 {
                     change.touch(Section::Access).await?;
                 }
-                Ok(certificates + tokens.rows_affected() > 0)
+                let keys = super::ssh::delete_all(&mut change, name).await?;
+                Ok(certificates + tokens.rows_affected() + keys > 0)
             })
             .await?;
         if found { change.commit().await.map(Some) } else { Ok(None) }
@@ -144,6 +145,19 @@ async fn is_revoked(change: &mut Change, facts: &CertFacts) -> Result<bool, Stor
 }
 
 impl Renewal {
+    /// Commits an SSH certificate for the holder in place of the next one of its own kind. It is revoked with the
+    /// holder's others, by this name.
+    ///
+    /// # Errors
+    /// If the database cannot be written; then nothing happened.
+    pub async fn finish_for_ssh(self, serial: &str, not_after: i64, now: i64) -> Result<i64, RenewError> {
+        let Self { mut change, facts } = self;
+        let store = change.store.clone();
+        let (name, role) = (&facts.identity.name, facts.identity.role);
+        store.read(note(&mut change, (name, role), (serial, not_after), now)).await?;
+        Ok(change.commit().await?)
+    }
+
     /// Commits it.
     ///
     /// An edge that the database does not know is taken up again: after the loss of a database its fleet comes back by
@@ -188,12 +202,21 @@ async fn take_up(change: &mut Change, facts: &CertFacts, leaf: &Leaf, now: i64) 
 
 /// Keeps a new certificate.
 pub(super) async fn insert(change: &mut Change, name: &EdgeId, leaf: &Leaf, now: i64) -> Result<(), StoreError> {
+    note(change, (name, leaf.role), (&leaf.serial, leaf.not_after), now).await
+}
+
+async fn note(
+    change: &mut Change,
+    (name, role): (&EdgeId, Role),
+    (serial, not_after): (&str, i64),
+    now: i64,
+) -> Result<(), StoreError> {
     sqlx::query("INSERT INTO certificates (serial, role, name, issued, not_after) VALUES ($1, $2, $3, $4, $5)")
-        .bind(leaf.serial.clone())
-        .bind(leaf.role.as_str())
+        .bind(serial.to_owned())
+        .bind(role.as_str())
         .bind(name.to_string())
         .bind(now)
-        .bind(leaf.not_after)
+        .bind(not_after)
         .execute(&mut *change.tx)
         .await?;
     Ok(())

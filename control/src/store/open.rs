@@ -30,6 +30,7 @@ const INIT: &str = include_str!("../../migrations/0001_init.sql");
 const RING: &str = include_str!("../../migrations/0002_ring.sql");
 const ACCESS: &str = include_str!("../../migrations/0005_access.sql");
 const BOOK: &str = include_str!("../../migrations/0004_book.sql");
+const SSH: &str = include_str!("../../migrations/0006_ssh.sql");
 const REPORTS: &str = include_str!("../../migrations/0003_reports.sql");
 
 /// The URL of the SQLite file, which is made with mode 0600 if it is not there.
@@ -179,5 +180,6 @@ fn migrations() -> Migrator {
         migration(3, "reports", REPORTS),
         migration(4, "book", BOOK),
         migration(5, "access", ACCESS),
+        migration(6, "ssh", SSH),
     ])
 }

@@ -28,8 +28,9 @@ use crate::metrics::Metrics;
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// How many sections there are.
-const SECTIONS: usize = 8;
-const NAMES: [&str; SECTIONS] = ["policy", "revoked", "access_tokens", "edges", "shards", "ring", "orders", "bundle"];
+const SECTIONS: usize = 9;
+const NAMES: [&str; SECTIONS] =
+    ["policy", "revoked", "access_tokens", "edges", "shards", "ring", "orders", "bundle", "ssh"];
 
 /// A part of the state that is sent as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,7 @@ pub(super) enum Part {
     Ring,
     Orders,
     Bundle,
+    Ssh,
 }
 
 impl Part {

@@ -733,5 +733,11 @@ macro_rules! all_stories {
             old_records_and_too_many_of_them_are_forgotten
             a_control_that_keeps_no_records_takes_them_all_the_same
         }
+        $crate::on_each! { $kind, ssh;
+            a_user_gets_a_certificate_and_loses_it
+            a_shard_gets_a_host_certificate
+            keys_are_registered_and_removed
+            the_authorities_lie_beside_the_ca
+        }
     };
 }

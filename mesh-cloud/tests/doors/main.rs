@@ -19,5 +19,6 @@ mod mesh;
 mod proxy;
 mod smuggling;
 mod socks;
+mod ssh;
 mod tcp;
 mod udp;

@@ -1,6 +1,12 @@
 //! `meshctl ssh`: OpenSSH through the mesh.
 
-use std::{ffi::OsString, os::unix::process::CommandExt, path::Path, process};
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process,
+};
 
 use clap::Args;
 use proto::{id::EdgeId, target::HostPort};
@@ -8,12 +14,14 @@ use proto::{id::EdgeId, target::HostPort};
 use super::Context;
 use crate::{failure::Failure, session};
 
+mod record;
+
 /// Runs OpenSSH to an edge through the mesh.
 ///
 /// Also to a host that the edge can reach. The sshd there checks the user as it always does.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "meshctl ssh [-l USER] [USER@]EDGE[/HOST] [SSH OPTIONS] [COMMAND]",
+    override_usage = "meshctl ssh [-l USER] [--record FILE] [USER@]EDGE[/HOST] [SSH OPTIONS] [COMMAND]",
     after_help = "Everything behind EDGE goes to ssh. The exit status is ssh's.
 
 Examples:
@@ -21,6 +29,7 @@ Examples:
   meshctl ssh shop-1 -l root -p 2222 uptime
   meshctl ssh pi@shop-1/10.0.0.5                   a host beside the edge
   meshctl ssh shop-1 -L 5432:localhost:5432 -N
+  meshctl ssh --record today.cast root@shop-1      and what is shown goes to a file (asciicast)
 
 For scp, rsync and git, in ~/.ssh/config:
   Host shop-*
@@ -30,6 +39,10 @@ pub(crate) struct SshArgs {
     /// The user to log in as.
     #[arg(short = 'l', long, value_name = "USER")]
     pub(crate) login: Option<String>,
+
+    /// Writes what is shown to a new file, as asciicast v2; not what is typed.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
 
     /// The edge, and what goes to ssh.
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_name = "EDGE")]
@@ -82,11 +95,11 @@ impl Destination {
     }
 }
 
-/// Becomes ssh.
+/// Becomes ssh, or runs it and records what it shows.
 ///
 /// # Errors
-/// If ssh cannot be started; otherwise this never returns.
-pub(crate) fn run(context: &Context, args: SshArgs) -> Result<(), Failure> {
+/// If ssh cannot be started, or the recording not be written. Without a recording, this never returns otherwise.
+pub(crate) async fn run(context: &Context, args: SshArgs) -> Result<(), Failure> {
     let mut words = args.words.into_iter();
     let first = words.next().unwrap_or_default();
     let to: Destination = first.to_string_lossy().parse().map_err(Failure::Usage)?;
@@ -107,14 +120,22 @@ pub(crate) fn run(context: &Context, args: SshArgs) -> Result<(), Failure> {
     if let Some(user) = user {
         command.args(["-l", &user]);
     }
-    let error = command.arg(to.edge.as_str()).args(words).exec();
-    Err(Failure::Failed(if error.kind() == std::io::ErrorKind::NotFound {
+    command.arg(to.edge.as_str()).args(words);
+    let Some(path) = args.record else { return Err(not_started(&command.exec())) };
+    match record::run(command.into(), &path, &format!("meshctl ssh {}", first.to_string_lossy())).await? {
+        0 => Ok(()),
+        status => Err(Failure::Told(status)),
+    }
+}
+
+fn not_started(error: &io::Error) -> Failure {
+    Failure::Failed(if error.kind() == io::ErrorKind::NotFound {
         "OpenSSH's client 'ssh' is not installed here: install it (package openssh-client or openssh-clients), or use \
          'meshctl forward EDGE 22:2222' with another client"
             .into()
     } else {
         format!("cannot start ssh: {error}")
-    }))
+    })
 }
 
 /// What ssh shall run (it puts `exec` before it), quoted for the shell and for ssh's own placeholders.

@@ -89,8 +89,9 @@ tcp = {{ $values.shards.tcp }}
 admin = "[::]:7484"
 domain = {{ toJson $values.domain }}
 control = [{{ printf "%s:7443" (include "causeway.controlHost" .root) | toJson }}]
-{{- if $values.egress.tcp.enabled }}
-names = [{{ toJson $values.egress.tcp.serverName }}]
+{{- $names := concat ($values.egress.tcp.enabled | ternary (list $values.egress.tcp.serverName) list) $values.shards.names }}
+{{- if $names }}
+names = {{ toJson $names }}
 {{- end }}
 drain_secs = {{ $values.shards.drainSeconds }}
 weight = {{ $uds | ternary $values.egress.uds.weight $values.shards.weight }}
@@ -100,6 +101,7 @@ log = { format = "json" }
 proxy = {{ and $values.shards.doors.proxy (not $uds) | ternary "[::]:7480" "none" | quote }}
 http = {{ and $values.shards.doors.http (not $uds) | ternary "[::]:7481" "none" | quote }}
 https = {{ and $values.shards.doors.https (not $uds) | ternary "[::]:7482" "none" | quote }}
+ssh = {{ and $values.shards.doors.ssh (not $uds) | ternary "[::]:2222" "none" | quote }}
 {{- if $uds }}
 
 [doors.egress]
@@ -232,6 +234,9 @@ spec:
     {{- end }}
     {{- if $values.shards.doors.https }}
     - {name: https, containerPort: 7482}
+    {{- end }}
+    {{- if $values.shards.doors.ssh }}
+    - {name: ssh, containerPort: 2222}
     {{- end }}
     {{- end }}
     startupProbe: {httpGet: {path: /livez, port: admin}, periodSeconds: 1, failureThreshold: 90}
