@@ -8,12 +8,13 @@ export CAUSEWAY_BIN ?= $(CARGO_TARGET_DIR)/debug
 SEEDS ?= 100
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test e2e e2e-kube lint deploy-check fmt bench doc ci fuzz sim static build
+.PHONY: help demo test e2e e2e-kube lab lint deploy-check fmt bench doc ci fuzz sim static build
 
 help:
 	@echo 'make demo    a whole mesh on loopback shows what it does, and ends by itself'
 	@echo 'make test    unit, simulation and socket tests, and those with a real PostgreSQL'
 	@echo 'make e2e     real OpenSSH, nginx, curl, PostgreSQL, rsync and namespaces; some of it takes root'
+	@echo 'make lab     bad networks: loss, NAT, roaming, black holes, captive proxies; STORY=loss runs one; takes root'
 	@echo 'make e2e-kube   every verb of kubectl on a real Kubernetes in namespaces; takes root, and Go once to build it;'
 	@echo '                QUICK=1 leaves out what takes long, as .ci/run does'
 	@echo 'make lint    formatting, clippy, crate walls and licences, shell scripts;   make fmt formats'
@@ -38,6 +39,9 @@ test:
 e2e: build
 	@e2e/run $(STORIES)
 
+lab: build
+	@CAUSEWAY_LAB=whole e2e/run $(if $(STORY),lab/$(STORY),lab carrier)
+
 e2e-kube: build
 	@e2e/run kube
 
@@ -46,7 +50,7 @@ lint:
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@"$$(scripts/need-cargo-deny)" --log-level error check bans licenses sources
-	@shellcheck -x scripts/need scripts/need-cargo-deny scripts/mesh.sh scripts/with-postgres scripts/check-docs \
+	@shellcheck -x scripts/need scripts/need-cargo-deny scripts/mesh.sh e2e/lab.sh scripts/with-postgres scripts/check-docs \
 		scripts/static scripts/bench scripts/fuzz scripts/kube-binaries scripts/check-deploy demo/run e2e/run e2e/lib.sh e2e/*/*.sh \
 		e2e/kube/lib/answer .ci/run
 

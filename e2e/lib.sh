@@ -83,3 +83,54 @@ random_file() {
   [[ $(stat -c %s "$dir/$1") == $(($2 * 1000000)) ]]
 }
 hash_of() { sha256sum < "$1" | cut -d' ' -f1; }
+
+# ssh_files PORT: keys, and configurations of OpenSSH's server and client, for a server on that port of an edge's loopback.
+ssh_files() {
+  ssh-keygen -q -t ed25519 -N '' -f "$dir/host_key"
+  ssh-keygen -q -t ed25519 -N '' -f "$dir/user_key"
+  cp "$dir/user_key.pub" "$dir/authorized_keys"
+  mkdir -p /run/sshd 2> /dev/null || true
+  cat > "$dir/sshd_config" << EOF
+ListenAddress 127.0.0.1
+Port $1
+HostKey $dir/host_key
+AuthorizedKeysFile $dir/authorized_keys
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+AllowTcpForwarding yes
+Subsystem sftp internal-sftp
+EOF
+  # What a person would write once into ~/.ssh/config.
+  cat > "$dir/ssh_config" << EOF
+Host shop-*
+  User $(id -un)
+  Port $1
+  ProxyCommand meshctl proxy %h:%p
+Host *
+  IdentityFile $dir/user_key
+  IdentitiesOnly yes
+  UserKnownHostsFile $dir/known_hosts
+  StrictHostKeyChecking accept-new
+  BatchMode yes
+  LogLevel ERROR
+EOF
+}
+
+# told CAUSE STATUS WORDS WHAT: what `meshctl why WHAT` must say, soon; $sentence is what it said.
+told() {
+  local cause=$1 wanted=$2 words=$3 what=$4
+  # shellcheck disable=SC2317 # run by wait_for
+  names_it() {
+    local status=0
+    ctl why "$what" -o json > "$dir/why" 2>> "$dir/log/meshctl.log" || status=$?
+    echo "$status" > "$dir/status"
+    grep -q "\"cause\": \"$cause\"" "$dir/why" && grep -qF -e "$words" "$dir/why"
+  }
+  wait_for 25 names_it || fail "$(cat "$dir/why")"
+  same "$(status)" "$wanted"
+  # shellcheck disable=SC2034 # for the story
+  sentence=$(grep -o '"sentence": "[^"]*"' "$dir/why" | cut -d'"' -f4)
+}

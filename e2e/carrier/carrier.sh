@@ -1,89 +1,32 @@
 #!/usr/bin/env bash
 # carrier: a network that lets no UDP through, from the start, in mid-life, and lets it through again.
 # The edge is behind a router of its own, which drops silently, as firewalls do.
-# shellcheck disable=SC2034 # where control and the shard listen
-net=10.$((RANDOM % 200 + 20)).$((RANDOM % 200 + 20))
-host=$net.1
-source "$(dirname "$0")/../lib.sh"
+source "$(dirname "$0")/../lab.sh"
 
-step 'a network behind a router'
-[[ $(id -u) == 0 ]] || {
-  not_here 'it takes root to make one'
-  exit 0
-}
-router=causeway-router-$$ site=causeway-site-$$
-clean_up() {
-  ip netns del "$site" 2> /dev/null
-  ip netns del "$router" 2> /dev/null
-}
-ip netns add "$router"
-ip netns add "$site"
-ip link add "cw-$$" type veth peer name "cr-$$"
-ip link set "cr-$$" netns "$router"
-ip -n "$router" link add "ci-$$" type veth peer name "ce-$$" netns "$site"
-ip addr add "$net.1/25" dev "cw-$$"
-ip link set "cw-$$" up
-ip -n "$router" addr add "$net.2/25" dev "cr-$$"
-ip -n "$router" addr add "$net.129/25" dev "ci-$$"
-ip -n "$router" link set "cr-$$" up
-ip -n "$router" link set "ci-$$" up
-ip -n "$site" addr add "$net.130/25" dev "ce-$$"
-ip -n "$site" link set "ce-$$" up
-ip -n "$site" link set lo up
-ip -n "$site" route add default via "$net.129"
-ip netns exec "$router" sysctl -qw net.ipv4.ip_forward=1
-ip route add "$net.128/25" via "$net.2"
-ok
-
-# udp pass|drop|reject: what the router does with UDP.
-udp() {
-  ip netns exec "$router" nft -f - << EOF
-table inet way
-delete table inet way
-table inet way {
-  chain forward {
-    type filter hook forward priority 0; policy accept;
-    meta l4proto udp counter $(case $1 in pass) echo accept ;; *) echo "$1" ;; esac)
-  }
-}
-EOF
-}
+lab wire
 
 step 'a mesh on one side, and an edge on the other'
 udp pass
 control
 door echo shop-1/echo
 shard
-port tricks
-start tricks ip netns exec "$site" "$(command -v mesh-loadtest)" serve --name shop-1 --tricks "127.0.0.1:${at[tricks]}"
-edge_config shop-1 echo tcp "127.0.0.1:${at[tricks]}"
-sed -i "s/^admin = .*/admin = '$net.130:${at[shop-1]}'/" "$dir/shop-1.toml"
-ctl token create --edge --name shop-1 2>> "$dir/log/meshctl.log" |
-  ip netns exec "$site" "$(command -v mesh-edge)" join --config "$dir/shop-1.toml" 2>> "$dir/log/shop-1.log"
+site_tricks
+site_edge shop-1 echo tcp "127.0.0.1:${at[tricks]}"
 allow door/echo service/echo
-wait_for 10 grep -q ready "$dir/log/tricks.out"
+allow group/admin 'edge/*' '*'
 ok
-
-start_site_edge() { start shop-1 ip netns exec "$site" "$(command -v mesh-edge)" --config "$dir/shop-1.toml"; }
-# One small stream to the site and back.
-echoes() { timeout 1 mesh-loadtest echo --connect "$host:${at[echo]}" --say echo --bytes 100; }
-# edge_metric NAME, and by which carrier the edge is connected.
-edge_metric() { get "http://$net.130:${at[shop-1]}/metrics" | awk -v name="$1" '$1 == name { value = $2 } END { print value + 0 }'; }
-over() { [[ $(edge_metric "mesh_edge_carrier{carrier=\"$1\"}") == 1 ]]; }
-shard_over() { metric "${at[shard.admin]}" "mesh_shard_carrier_tunnels{carrier=\"$1\"}"; }
-# took_less BEGAN LIMIT_MS WHAT
-took_less() { below "$(($(now) - $1))" "$2" "$3 in ms"; }
 
 step 'UDP blocked from the start: the first stream works within 2 s'
 udp drop
 began=$(now)
-start_site_edge
+start_site_edge shop-1
 wait_for 10 echoes
 took_less "$began" 2000 'the time to the first stream'
 took=$(since "$began")
 over tcp || fail 'it is not over TCP'
 same "$(shard_over tcp)" 1
 grep -q 'UDP does not come through' "$dir/log/shop-1.log" || fail 'the log does not say so'
+told udp-blocked 0 'over TCP, since QUIC did not come through' shop-1
 ok "$took after the start of the process"
 
 step 'UDP opened: back on QUIC within 60 s, and the stream that runs goes on'
@@ -130,7 +73,7 @@ step 'UDP rejected by ICMP: the edge does not wait'
 stop shop-1
 udp reject
 began=$(now)
-start_site_edge
+start_site_edge shop-1
 wait_for 10 echoes
 took_less "$began" 2000 'the time to the first stream'
 ok "$(since "$began") after the start of the process"

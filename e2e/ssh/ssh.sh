@@ -4,23 +4,7 @@ source "$(dirname "$0")/../lib.sh"
 
 user=$(id -un)
 port sshd
-ssh-keygen -q -t ed25519 -N '' -f "$dir/host_key"
-ssh-keygen -q -t ed25519 -N '' -f "$dir/user_key"
-cp "$dir/user_key.pub" "$dir/authorized_keys"
-cat > "$dir/sshd_config" << EOF
-ListenAddress 127.0.0.1
-Port ${at[sshd]}
-HostKey $dir/host_key
-AuthorizedKeysFile $dir/authorized_keys
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-PermitRootLogin prohibit-password
-AllowTcpForwarding yes
-Subsystem sftp internal-sftp
-EOF
-mkdir -p /run/sshd 2> /dev/null || true
+ssh_files "${at[sshd]}"
 start sshd "$(command -v sshd)" -D -e -f "$dir/sshd_config"
 wait_for 10 listening "${at[sshd]}"
 
@@ -29,20 +13,6 @@ shard
 edge shop-1 ssh ssh "127.0.0.1:${at[sshd]}"
 edges_ready shop-1
 
-# What a person would write once into ~/.ssh/config.
-cat > "$dir/ssh_config" << EOF
-Host shop-*
-  User $user
-  Port ${at[sshd]}
-  ProxyCommand meshctl proxy %h:%p
-Host *
-  IdentityFile $dir/user_key
-  IdentitiesOnly yes
-  UserKnownHostsFile $dir/known_hosts
-  StrictHostKeyChecking accept-new
-  BatchMode yes
-  LogLevel ERROR
-EOF
 config=(-F "$dir/ssh_config")
 
 step 'without a rule ssh is refused, and the refusal names the rule that is missing'

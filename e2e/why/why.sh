@@ -10,20 +10,6 @@ edges_ready shop-1
 allow group/admin 'edge/*' '*'
 allow group/admin service/web
 
-# told CAUSE STATUS WORDS WHAT: what `meshctl why WHAT` must say, soon.
-told() {
-  local cause=$1 wanted=$2 words=$3 what=$4
-  names_it() {
-    local status=0
-    ctl why "$what" -o json > "$dir/why" 2>> "$dir/log/meshctl.log" || status=$?
-    echo "$status" > "$dir/status"
-    grep -q "\"cause\": \"$cause\"" "$dir/why" && grep -qF -e "$words" "$dir/why"
-  }
-  wait_for 25 names_it || fail "$(cat "$dir/why")"
-  same "$(status)" "$wanted"
-  sentence=$(grep -o '"sentence": "[^"]*"' "$dir/why" | cut -d'"' -f4)
-}
-
 step 'nothing is wrong'
 told none 0 'is there: shard-1 holds its tunnel' shop-1
 told none 0 'answers it' shop-1/web

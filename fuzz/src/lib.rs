@@ -18,8 +18,7 @@ pub use door::{authorization, http_screen, socks5, socks5_datagram};
 pub use egress::{book, egress_head, egress_packets};
 pub use ssh::{ssh_certificate, ssh_key};
 pub use text::{config, host_port, hostname, identity, join_line, names, target};
-pub use wire::datagrams;
-pub use wire::{answer, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
+pub use wire::{answer, connection_id, datagrams, edge_to_shard, frames, open, shard_to_edge, shard_to_shard};
 
 /// A parser by its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -33,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     ("certificate", certificate),
     ("client_hello", client_hello),
     ("config", config),
+    ("connection_id", connection_id),
     ("csr", csr),
     ("datagrams", datagrams),
     ("edge_to_shard", edge_to_shard),

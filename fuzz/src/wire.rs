@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use bytes::{Bytes, BytesMut};
 use proto::{
+    connection_id::{LEN, NONCE, Place},
     frame::{self, FrameError, HEADER, MAX_EDGE_TO_SHARD, MAX_SHARD_TO_EDGE, MAX_SHARD_TO_SHARD, MAX_STREAM_HEAD},
     message::{EdgeToShard, MAX_AVOIDED, MAX_SERVICES, ShardToEdge},
     peer::{MAX_ANNOUNCED, MAX_HELD, ShardToShard},
@@ -134,6 +135,15 @@ fn take_all(stream: &[u8], max: usize, piece: usize) -> Taken {
         assert!(buffer.len() < HEADER + max.max(1), "{} bytes wait for a frame of at most {max}", buffer.len());
     }
     (bodies, buffer.freeze(), None)
+}
+
+/// UDP datagrams, by the connection id that they begin with.
+pub fn connection_id(data: &[u8]) {
+    let Some(place) = Place::of_datagram(data) else { return };
+    assert!(data.len() > LEN);
+    let id = place.id([7; NONCE]);
+    assert_eq!(Place::of_id(&id), Some(place), "it is given out as it is read");
+    assert_eq!(Place::of_datagram(&[&[0x40], &id[..]].concat()), Some(place));
 }
 
 /// Datagrams of a flow, as one that is tagged and as a stream of them.

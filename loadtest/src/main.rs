@@ -13,8 +13,8 @@ mod fleet;
 mod tools;
 
 use tools::{
-    balance, check, dials, edges, get, hop, hostile, kill, load, outage, ports, probes, rolling, scale_out, serve,
-    storm,
+    balance, check, dials, edges, get, hop, hostile, keys, kill, link, load, outage, ports, probes, rolling, scale_out,
+    serve, storm,
 };
 
 /// Services, load and bad manners, for trying out a mesh.
@@ -74,6 +74,9 @@ enum Command {
         /// For how long
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
+        /// Pause between two messages, in seconds
+        #[arg(long, default_value_t = 0.005)]
+        every: f64,
         /// Opens a new connection for each message
         #[arg(long)]
         fresh: bool,
@@ -97,6 +100,11 @@ enum Command {
     Probes(probes::ProbesArgs),
     /// Runs many edges in this one process until it is told to stop
     Edges(edges::EdgesArgs),
+    /// Types into a terminal session, and prints how long each keystroke took to come back
+    Keys(keys::KeysArgs),
+    /// Emulates a link between two network namespaces: delay, loss, rate, queue and more
+    #[command(subcommand)]
+    Link(link::LinkCommand),
     #[command(flatten)]
     Proof(Proof),
 }
@@ -149,8 +157,9 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Echo { connect, bytes, say } => load::echo(&connect, bytes, say.as_deref()).await?,
         Command::Check { connect } => check::run(&connect).await?,
         Command::Streams { connect, count, rounds } => load::streams(&connect, count, rounds).await?,
-        Command::Latency { connect, seconds, fresh } => {
-            load::latency(&connect, Duration::from_secs_f64(seconds), fresh).await?;
+        Command::Latency { connect, seconds, every, fresh } => {
+            let (span, every) = (Duration::from_secs_f64(seconds), Duration::from_secs_f64(every));
+            load::latency(&connect, span, every, fresh).await?;
         }
         Command::Pull { connect, bytes } => load::pull(&connect, bytes).await?,
         Command::Hold(args) => hostile::hold(args).await?,
@@ -158,6 +167,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Garbage(args) => hostile::garbage(args).await?,
         Command::Probes(args) => probes::run(args).await?,
         Command::Edges(args) => edges::run(args).await?,
+        Command::Keys(args) => keys::run(args).await?,
+        Command::Link(command) => link::run(command).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,12 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use prometheus::Registry as Families;
-use proto::{api::ShardState, id::ShardId, target::HostPort};
+use proto::{
+    api::ShardState,
+    connection_id::{Place, ShardTag},
+    id::ShardId,
+    target::HostPort,
+};
 use runtime::{
     access::AccessWriter,
     admin::{self, Ready, ReadyPart},
@@ -20,6 +25,7 @@ use runtime::{
     flow::port::UdpPort,
     identity::IdentityDir,
     link::{
+        buffers::UdpBuffers,
         listen::Listener,
         quic::{Dialer, LinkLimits},
     },
@@ -169,10 +175,12 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     let ready = Ready::new();
     let congestion = config.limits.congestion;
     metrics.congestion.with_label_values(&[congestion.name()]).set(1);
+    note_buffers(&metrics)?;
     let limits = LinkLimits { congestion, ..link_limits() };
     let peer_limits = LinkLimits { congestion, ..peer_limits() };
     let endpoint = endpoint_config(&identity, &bundle, &limits)?;
-    let listener = Listener::bind_again(config.listen, endpoint, &limits, &reset_key(&dir)?)
+    let place = Place { shard: ShardTag::of(&shard), worker: 0 };
+    let listener = Listener::bind_again(config.listen, endpoint, &limits, (&reset_key(&dir)?, place))
         .with_context(|| format!("cannot listen on UDP {}", config.listen))?;
     let listener = if config.tcp {
         let door = tcp_door(&identity, &bundle, listener.local_addr()?, &limits)?;
@@ -238,6 +246,18 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     }
     tasks.spawn(until_drained(standing, follow::renew_own(clients, identity, dir, bundle, config.names)));
     Ok(running)
+}
+
+/// Notes how large the buffers of UDP sockets are, and says what to do if they are small.
+fn note_buffers(metrics: &Metrics) -> anyhow::Result<()> {
+    let buffers = UdpBuffers::granted()?;
+    for (direction, size) in [("receive", buffers.receive), ("send", buffers.send)] {
+        metrics.udp_buffers.with_label_values(&[direction]).set(i64::try_from(size).unwrap_or(i64::MAX));
+    }
+    if let Some(advice) = buffers.advice() {
+        tracing::warn!("{advice}");
+    }
+    Ok(())
 }
 
 /// Where control is: as configured, else as noted at enrolment.

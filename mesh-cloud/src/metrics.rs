@@ -66,6 +66,8 @@ pub struct Metrics {
     pub peers: IntGauge,
     /// 1 for the `controller` that decides how much is sent at once on links.
     pub congestion: IntGaugeVec,
+    /// Bytes of buffer that UDP sockets are granted, by `direction`.
+    pub udp_buffers: IntGaugeVec,
     /// Streams that were passed on to another shard, by its answer.
     pub forwarded: IntCounterVec,
     /// Arrivals that wait for their handshake.
@@ -149,6 +151,7 @@ impl Metrics {
             moves: counters("moves_total", "Orders to edges to go to another shard, by kind.", &["kind"])?,
             peers: gauge("peers", "Links to other shards that are up.")?,
             congestion: gauges("congestion", "Who decides how much is sent at once on links.", &["controller"])?,
+            udp_buffers: gauges("udp_buffer_bytes", "Buffers that UDP sockets are granted.", &["direction"])?,
             forwarded: counters("forwarded_total", "Streams passed on to other shards, by answer.", &["answer"])?,
             arrivals_waiting: gauge("arrivals_waiting", "Links that wait for their handshake.")?,
             records_lost: counter(

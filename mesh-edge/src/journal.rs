@@ -146,7 +146,7 @@ impl Journal {
 
     /// How the edge reaches the mesh over this link.
     #[must_use]
-    pub fn standing(&self, link: &Link, proxy: &str, allows: &[String]) -> Standing {
+    pub fn standing(&self, link: &Link, loss_percent: u32, (proxy, allows): (&str, &[String])) -> Standing {
         let (now, carrier) = (Instant::now(), link.carrier());
         let why = self.why(carrier);
         let inner = self.0.lock();
@@ -155,6 +155,7 @@ impl Journal {
             why,
             proxy: proxy.to_owned(),
             mtu: link.stats().mtu.into(),
+            loss_percent,
             skew_ms: inner.skew_ms,
             away_ms: u64::try_from(inner.away.as_millis()).unwrap_or(u64::MAX),
             troubles: inner.troubles.iter().map(|noted| noted.told(now)).collect(),

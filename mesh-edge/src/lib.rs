@@ -13,13 +13,16 @@ use runtime::{
     identity::{Credentials, IdentityDir},
     link::{
         LinkEnd,
+        buffers::UdpBuffers,
         quic::{self, Dialer, LinkLimits},
         tcp::TcpDialer,
+        whereabouts,
     },
     shutdown::Tasks,
     tls::{self, LiveIdentity, MeshVerifier, TrustBundle},
 };
 use tokio::sync::{mpsc, watch};
+use tracing::warn;
 
 use crate::{
     config::EdgeConfig,
@@ -195,7 +198,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
     )?;
     let metrics = Arc::new(Metrics::new(&registry)?);
     metrics.congestion_is(config.limits.congestion);
-    let journal = ways.journal().clone();
+    let (whereabouts, journal) = (ways.whereabouts(), ways.journal().clone());
     let (dice, ways) = (Dice::new(rng), Arc::new(Mutex::new(ways)));
     let (renewed, answers) = mpsc::channel(1);
     let (phase_sender, phase) = watch::channel(Phase::Starting);
@@ -217,6 +220,7 @@ pub fn start_with(parts: EdgeParts, tasks: Tasks) -> anyhow::Result<Edge> {
             renewed,
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
+            whereabouts,
             dice: dice.clone(),
             journal: journal.clone(),
             allows: config.told_allows().into(),
@@ -296,7 +300,7 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
     if config.shards.is_empty() {
         config.shards = enrol::ask_for_shards(&dir, &identity, &bundle).await?;
     }
-    let ways = ways_of(&config, &identity, &bundle)?;
+    let ways = ways_of(&config, &identity, &bundle)?.with_whereabouts(whereabouts::watch(&tasks));
     let access = AccessWriter::start(&config.access, &tasks).context("cannot open the access log")?;
     let (registry, address, doors) = (Registry::new(), config.admin, config.clone());
     let parts = EdgeParts {
@@ -311,6 +315,11 @@ pub async fn start(mut config: EdgeConfig, tasks: Tasks) -> anyhow::Result<Edge>
         store: Some(dir),
     };
     let mut edge = start_with(parts, tasks.clone())?;
+    let buffers = UdpBuffers::granted()?;
+    edge.metrics.udp_buffers_are(buffers);
+    if let Some(advice) = buffers.advice() {
+        warn!("{advice}");
+    }
     let pages = vec![edge.reporter.clone().page()];
     let bound = admin::serve_with(address, (registry, edge.ready.clone()), pages, &tasks)
         .await

@@ -15,12 +15,12 @@ use proto::{
 };
 use runtime::{
     frames::{FrameReader, ReadFrameError},
-    link::{EndCause, Link, LinkEnd, RecvHalf, SendHalf, Signs, Stream, StreamError},
+    link::{EndCause, Link, LinkEnd, RecvHalf, SendHalf, Stream, StreamError, whereabouts::Whereabouts},
     shutdown::Tasks,
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
@@ -33,8 +33,11 @@ use crate::{
     pulse::{Beat, Mood, Pulse, Seen},
 };
 
+mod losses;
+mod outside;
 mod story;
 
+use outside::Outside;
 use story::Story;
 
 /// How long a shard may take to answer Hello.
@@ -177,6 +180,8 @@ pub struct TunnelParts {
     pub metrics: Arc<Metrics>,
     /// To whom the tasks belong.
     pub tasks: Tasks,
+    /// When this host's addresses change, if anybody watches.
+    pub whereabouts: Option<Whereabouts>,
     /// Draws when the first ping is due, so that edges which come together do not ping together.
     pub dice: Dice,
     /// What the edge went through, to be told.
@@ -226,21 +231,23 @@ impl Tunnel {
         let (line, outgoing) = mpsc::channel(OUTGOING);
         let over = CancellationToken::new();
         let span = tracing::info_span!("tunnel", shard = %welcome.shard, generation = welcome.generation);
-        let TunnelParts { services, renewed, metrics, tasks, dice, journal, allows } = parts;
+        let TunnelParts { services, renewed, metrics, tasks, whereabouts, dice, journal, allows } = parts;
         let Control { stream: Stream { send, recv }, reader } = control;
         let ping = if welcome.ping.is_zero() { PING } else { welcome.ping.clamp(PING_BOUNDS.0, PING_BOUNDS.1) };
         let pulse = Pulse::new(ping, dice.fraction(), Instant::now());
         let (pulse, last) = (Arc::new(Mutex::new(pulse)), watch::Sender::new(None));
-        let (signs, doubts) = (link.signs(), watch::Sender::new(None));
-        let heart = Heart { link: link.clone(), pulse, last: last.clone(), doubts: doubts.clone(), metrics };
+        let (load, doubts) = (Load::new(), watch::Sender::new(None));
+        let outside = Outside::of(&link, whereabouts);
+        let (known, doubted) = (last.clone(), doubts.clone());
+        let heart = Heart { link: link.clone(), load: load.clone(), pulse, last: known, doubts: doubted, metrics };
         let (ear_heart, ear_events) = (heart.clone(), event_sender.clone());
         let ear = Ear { link: link.clone(), recv, reader, renewed, heart: ear_heart, events: ear_events };
         let story = Story::new(journal, proxy, allows);
-        let voice = Voice { send, outgoing, heart, signs, events: event_sender, mood: Mood::Serving, story };
+        let voice = Voice { send, outgoing, heart, outside, events: event_sender, mood: Mood::Serving, story };
         tasks.spawn(over.clone().run_until_cancelled_owned(ear.run()).instrument(span.clone()));
         tasks.spawn(over.clone().run_until_cancelled_owned(voice.run(services)).instrument(span));
         let (shard, since) = (welcome.shard.clone(), Instant::now());
-        Self { shard, address, link, since, load: Load::new(), over, events, line, last, doubts }
+        Self { shard, address, link, since, load, over, events, line, last, doubts }
     }
 
     /// The next thing that happens to it. Cancel-safe. After [`Event::Lost`] nothing more does.
@@ -280,6 +287,7 @@ impl Tunnel {
 #[derive(Clone, Debug)]
 struct Heart {
     link: Link,
+    load: Load,
     pulse: Arc<Mutex<Pulse>>,
     last: watch::Sender<Option<Instant>>,
     doubts: watch::Sender<Option<Instant>>,
@@ -293,6 +301,7 @@ impl Heart {
             let seen = Seen {
                 now: Instant::now(),
                 received: self.link.stats().received_bytes,
+                in_use: self.load.count() > 0,
                 rtt: self.link.rtt(),
                 signs: self.link.signs().map(|signs| *signs.borrow()).unwrap_or_default(),
             };
@@ -302,19 +311,19 @@ impl Heart {
             };
             self.doubt(doubt);
             self.metrics.refusals.inc_by(refusals);
-            match beat {
-                Beat::Rebind => {}
+            let why = match beat {
+                Beat::Rebind(why) => why,
                 Beat::Ping(_) | Beat::Wait(_) | Beat::Dead(_) => return beat,
-            }
+            };
             let outcome = self.link.rebind();
             self.pulse.lock().rebound(seen.now, outcome.is_ok());
             match outcome {
                 Ok(true) => {
                     self.metrics.rebinds.inc();
-                    warn!("nothing comes from the shard: going on from a new socket");
+                    warn!(why = why.words(), "going on from a new socket");
                 }
-                Ok(false) => debug!("nothing comes from the shard"),
-                Err(error) => warn!(%error, "nothing comes from the shard, and there is no way to it"),
+                Ok(false) => debug!(why = why.words(), "there is no other socket for this link"),
+                Err(error) => warn!(%error, why = why.words(), "there is no way to the shard"),
             }
         }
     }
@@ -336,18 +345,6 @@ impl Heart {
         self.last.send_replace(Some(now));
         self.doubt(None);
     }
-}
-
-/// Waits until it is time, or the network says something. Cancel-safe.
-async fn wait(until: Instant, signs: &mut Option<watch::Receiver<Signs>>) {
-    let sign = async {
-        match signs {
-            // The link holds the sender.
-            Some(signs) => signs.changed().await.is_ok(),
-            None => std::future::pending().await,
-        }
-    };
-    let _ = timeout_at(until, sign).await;
 }
 
 /// Reads the control stream.
@@ -418,7 +415,7 @@ struct Voice {
     send: SendHalf,
     outgoing: mpsc::Receiver<EdgeToShard>,
     heart: Heart,
-    signs: Option<watch::Receiver<Signs>>,
+    outside: Outside,
     events: mpsc::Sender<Event>,
     mood: Mood,
     story: Story,
@@ -441,13 +438,13 @@ impl Voice {
                     Beat::Dead(end) => return self.lost(end).await,
                     Beat::Wait(until) => tokio::select! {
                         biased;
-                        () = wait(until, &mut self.signs) => continue,
+                        () = self.outside.wait(until) => continue,
                         message = self.outgoing.recv() => match message {
                             Some(message) => message,
                             None => return,
                         },
                     },
-                    Beat::Rebind => continue,
+                    Beat::Rebind(_) => continue,
                 },
             };
             if matches!(message, EdgeToShard::Bye { .. }) {
@@ -467,7 +464,7 @@ impl Voice {
 
     /// Writes one frame. The pulse is felt while the link takes nothing, as it does with a shard that died under load.
     async fn write(&mut self, frame: Bytes) -> Result<(), Option<LinkEnd>> {
-        let Self { send, heart, signs, mood, .. } = self;
+        let Self { send, heart, outside, mood, .. } = self;
         let mood = if *mood == Mood::Leaving { Mood::Leaving } else { Mood::Blocked };
         let deadline = Instant::now() + WRITE;
         tokio::select! {
@@ -477,7 +474,7 @@ impl Voice {
                 let why = format!("the link has taken nothing for {} s", WRITE.as_secs());
                 Err(Some(LinkEnd::new(EndCause::TimedOut, why)))
             }
-            end = felt(heart, signs, mood) => Err(Some(end)),
+            end = felt(heart, outside, mood) => Err(Some(end)),
         }
     }
 
@@ -488,12 +485,12 @@ impl Voice {
 }
 
 /// Feels the pulse until there is none. Cancel-safe.
-async fn felt(heart: &Heart, signs: &mut Option<watch::Receiver<Signs>>, mood: Mood) -> LinkEnd {
+async fn felt(heart: &Heart, outside: &mut Outside, mood: Mood) -> LinkEnd {
     loop {
         match heart.beat(mood) {
             Beat::Dead(end) => return end,
-            Beat::Wait(until) => wait(until, signs).await,
-            Beat::Ping(_) | Beat::Rebind => {}
+            Beat::Wait(until) => outside.wait(until).await,
+            Beat::Ping(_) | Beat::Rebind(_) => {}
         }
     }
 }

@@ -9,6 +9,7 @@ use runtime::{
     flow::Tally,
     link::{
         Link,
+        buffers::UdpBuffers,
         congestion::{Congestion, model::Phase},
     },
 };
@@ -58,6 +59,8 @@ pub struct Metrics {
     pub bytes_down: IntCounter,
     /// 1 for the `controller` that decides how much is sent at once.
     pub congestion: IntGaugeVec,
+    /// Bytes of buffer that UDP sockets are granted, by direction.
+    pub udp_buffers: IntGaugeVec,
     /// What that controller believes of the tunnel's path, if it has a model.
     pub path: PathMetrics,
     /// Problems with who this edge, or its peer, is, by `kind`.
@@ -118,6 +121,13 @@ impl Metrics {
                     &["controller"],
                 )?,
             )?,
+            udp_buffers: register(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new("mesh_edge_udp_buffer_bytes", "Buffers that UDP sockets are granted."),
+                    &["direction"],
+                )?,
+            )?,
             path: PathMetrics::new(registry)?,
             identity_errors: vec("identity_errors_total", "Problems with certificates and identities.", "kind")?,
         })
@@ -133,6 +143,13 @@ impl Metrics {
     /// Notes who decides how much is sent at once.
     pub fn congestion_is(&self, congestion: Congestion) {
         self.congestion.with_label_values(&[congestion.name()]).set(1);
+    }
+
+    /// Notes how large the buffers of UDP sockets are.
+    pub fn udp_buffers_are(&self, buffers: UdpBuffers) {
+        for (direction, size) in [("receive", buffers.receive), ("send", buffers.send)] {
+            self.udp_buffers.with_label_values(&[direction]).set(i64::try_from(size).unwrap_or(i64::MAX));
+        }
     }
 
     /// Notes a round trip.
@@ -152,6 +169,8 @@ pub struct PathMetrics {
     pub chance_loss: Gauge,
     /// Bytes that may be in flight.
     pub window: IntGauge,
+    /// Bytes of UDP payload that the path takes in one packet.
+    pub mtu: IntGauge,
     /// 1 for the `phase` that it is in.
     pub phase: IntGaugeVec,
 }
@@ -164,6 +183,10 @@ impl PathMetrics {
             min_rtt: gauge("min_rtt_seconds", "Round trip with an empty queue.")?,
             chance_loss: gauge("chance_loss_ratio", "Share of packets that is lost by chance.")?,
             window: register(registry, IntGauge::new("mesh_edge_path_window_bytes", "Bytes that may be in flight.")?)?,
+            mtu: register(
+                registry,
+                IntGauge::new("mesh_edge_path_mtu_bytes", "UDP payload that one packet may have.")?,
+            )?,
             phase: register(
                 registry,
                 IntGaugeVec::new(Opts::new("mesh_edge_path_phase", "What the controller does."), &["phase"])?,
@@ -171,8 +194,9 @@ impl PathMetrics {
         })
     }
 
-    /// Notes what is believed of a tunnel now. Nothing if its controller has no model.
+    /// Notes what is believed of a tunnel now. Only the size of packets if its controller has no model.
     pub fn observe(&self, link: &Link) {
+        self.mtu.set(link.stats().mtu.into());
         let Some(model) = link.path_model() else { return };
         self.bandwidth.set(model.bandwidth);
         self.min_rtt.set(model.min_rtt.as_secs_f64());

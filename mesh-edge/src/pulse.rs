@@ -33,6 +33,10 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 const CONTRADICT: (Duration, u32) = (Duration::from_millis(250), 2);
 /// Times that the network must say that nobody listens.
 const REFUSALS: u64 = 2;
+/// How often a link that is in use is looked at, and how many bytes in such a time make it busy: when a busy one falls
+/// silent, the edge asks at once. A NAT that has forgotten the tunnel swallows what comes in, and only what goes out makes
+/// a new mapping.
+const BUSY: (Duration, u64) = (Duration::from_millis(500), 16 * 1024);
 /// Pings that are remembered.
 const REMEMBERED: usize = 32;
 
@@ -42,6 +46,8 @@ pub(crate) struct Seen {
     pub(crate) now: Instant,
     /// Bytes that have arrived in the life of the link.
     pub(crate) received: u64,
+    /// Whether there are streams in it.
+    pub(crate) in_use: bool,
     /// The round trip.
     pub(crate) rtt: Duration,
     /// What the network has said.
@@ -71,11 +77,30 @@ pub(crate) enum Beat {
     /// Send a ping with this token.
     Ping(u64),
     /// Go on from a new socket, and tell [`Pulse::rebound`].
-    Rebind,
+    Rebind(Reason),
     /// Look again at this time, or when the network says something.
     Wait(Instant),
     /// The shard is gone.
     Dead(LinkEnd),
+}
+
+/// Why a new socket is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Nothing comes, or nothing can be sent.
+    Silence,
+    /// This host has another address now.
+    Moved,
+}
+
+impl Reason {
+    /// For the log.
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::Silence => "nothing comes from the shard",
+            Self::Moved => "this machine has another address",
+        }
+    }
 }
 
 /// The pulse of one tunnel.
@@ -105,6 +130,10 @@ pub(crate) struct Pulse {
     unsent: Option<Instant>,
     /// When a new socket was taken; over when something comes.
     rebound: Option<Instant>,
+    /// This host has another address than the socket.
+    moved: bool,
+    /// When the link was last looked at while in use, what had come then, and how much of it since the look before.
+    flow: Option<(Instant, u64, u64)>,
     /// A new socket could not be had; the next try is not before this.
     rebind_again: Instant,
 }
@@ -128,6 +157,8 @@ impl Pulse {
             refused: None,
             unsent: None,
             rebound: None,
+            moved: false,
+            flow: None,
             rebind_again: now,
         }
     }
@@ -144,13 +175,16 @@ impl Pulse {
     /// What to do now. A ping that is asked for counts as sent.
     pub(crate) fn beat(&mut self, seen: &Seen, mood: Mood) -> Beat {
         self.look(seen);
+        if self.moved && self.rebind_again <= seen.now {
+            return Beat::Rebind(Reason::Moved);
+        }
         let (deadlines, ping) = (self.deadlines(seen), self.ping_at(seen, mood));
         if mood != Mood::Leaving {
             if let Some(end) = self.verdict(seen) {
                 return Beat::Dead(end);
             }
             if deadlines.rebind.is_some_and(|at| at <= seen.now) {
-                return Beat::Rebind;
+                return Beat::Rebind(Reason::Silence);
             }
         }
         match mood {
@@ -174,7 +208,7 @@ impl Pulse {
     /// A new socket was taken, or there is none to be had for a link of this kind. `false`: not just now.
     pub(crate) fn rebound(&mut self, now: Instant, done: bool) {
         if done {
-            (self.rebound, self.wanted) = (Some(now), true);
+            (self.rebound, self.wanted, self.moved) = (Some(now), true, false);
         } else {
             self.rebind_again = now + ASK;
         }
@@ -188,8 +222,10 @@ impl Pulse {
             self.in_vain = (self.in_vain.0 + 1, seen.now);
         }
         self.looked = seen.now;
+        self.look_at_flow(seen);
         let refusals = self.refusals(seen);
         let unsent = seen.signs.unsent > self.signs.unsent;
+        self.moved |= seen.signs.moved > self.signs.moved;
         self.signs = seen.signs;
         if refusals > 0 {
             // The answer decides, so it is asked for now, and once.
@@ -200,6 +236,20 @@ impl Pulse {
         if unsent && self.unsent.is_none() {
             (self.unsent, self.wanted) = (Some(seen.now), true);
         }
+    }
+
+    /// Asks at once when a link falls silent over which much came.
+    fn look_at_flow(&mut self, seen: &Seen) {
+        let Some((at, received, before)) = self.flow.filter(|_| seen.in_use) else {
+            self.flow = seen.in_use.then_some((seen.now, seen.received, 0));
+            return;
+        };
+        if seen.now < at + BUSY.0 {
+            return;
+        }
+        let came = seen.received.saturating_sub(received);
+        self.wanted |= came == 0 && before >= BUSY.1;
+        self.flow = Some((seen.now, seen.received, came));
     }
 
     /// Something came, at this time or later.
@@ -263,6 +313,8 @@ impl Pulse {
             refused: self.refused.map(|(since, _)| since + seen.patience(CONTRADICT)),
             silence: self.unheard().map(|_| dead),
             deaf: late.map(|_| self.answered + self.deaf()),
+            flow: self.flow.map(|(at, ..)| at + BUSY.0),
+            moved: self.moved.then_some(self.rebind_again),
         }
     }
 
@@ -297,12 +349,14 @@ struct Deadlines {
     refused: Option<Instant>,
     silence: Option<Instant>,
     deaf: Option<Instant>,
+    flow: Option<Instant>,
+    moved: Option<Instant>,
 }
 
 impl Deadlines {
     /// The first one that is still to come, or `else_at`.
     fn next(&self, now: Instant, else_at: Instant) -> Instant {
-        let all = [self.late, self.rebind, self.refused, self.silence, self.deaf];
+        let all = [self.late, self.rebind, self.refused, self.silence, self.deaf, self.flow, self.moved];
         all.into_iter().flatten().filter(|at| *at > now).fold(else_at, Instant::min)
     }
 }

@@ -6,16 +6,17 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use runtime::link::{
-    Carrier, EndCause, Link, LinkEnd,
+    Carrier, EndCause, Link, LinkEnd, address_towards,
     quic::{Dialer, LinkLimits},
     tcp::{TcpDialer, proxy::Proxy},
+    whereabouts::Whereabouts,
 };
 use tokio::time::timeout;
 use tracing::{debug, info};
@@ -51,23 +52,12 @@ impl Memory {
     }
 }
 
-/// The address of this host from which a packet to this peer would go.
-fn network(peer: SocketAddr) -> Option<IpAddr> {
-    let any = match peer {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let socket = UdpSocket::bind(any).ok()?;
-    // Nothing is sent by this.
-    socket.connect(peer).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
 /// Everything that dials.
 #[derive(Clone, Debug)]
 pub struct Ways {
     quic: Dialer,
     tcp: Option<TcpWay>,
+    whereabouts: Option<Whereabouts>,
     journal: Journal,
 }
 
@@ -82,7 +72,7 @@ struct TcpWay {
 impl From<Dialer> for Ways {
     /// QUIC alone.
     fn from(quic: Dialer) -> Self {
-        Self { quic, tcp: None, journal: Journal::default() }
+        Self { quic, tcp: None, whereabouts: None, journal: Journal::default() }
     }
 }
 
@@ -94,11 +84,23 @@ impl Ways {
         Self { quic: self.quic.impatient(), tcp: Some(tcp), ..self }
     }
 
+    /// The same, with tunnels that hear when this host's addresses change.
+    #[must_use]
+    pub fn with_whereabouts(self, whereabouts: Whereabouts) -> Self {
+        Self { whereabouts: Some(whereabouts), ..self }
+    }
+
+    /// When this host's addresses change, if anybody watches.
+    #[must_use]
+    pub fn whereabouts(&self) -> Option<Whereabouts> {
+        self.whereabouts.clone()
+    }
+
     /// The same ways with another identity or other roots.
     #[must_use]
     pub fn with_config(&self, quic: quinn::ClientConfig, tls: rustls::ClientConfig, limits: &LinkLimits) -> Self {
         let tcp = self.tcp.clone().map(|tcp| TcpWay { dialer: TcpDialer::new(tls, limits), ..tcp });
-        Self { quic: self.quic.with_config(quic), tcp, journal: self.journal.clone() }
+        Self { quic: self.quic.with_config(quic), tcp, ..self.clone() }
     }
 
     /// Whether there is another carrier than QUIC.
@@ -222,7 +224,7 @@ struct Dial<'a> {
 impl Dial<'_> {
     async fn race(&self) -> Result<Link, LinkEnd> {
         let Some(tcp) = &self.ways.tcp else { return self.quic().await };
-        let last = network(self.peer).and_then(|network| tcp.memory.lock().0.get(&network).copied());
+        let last = address_towards(self.peer).and_then(|network| tcp.memory.lock().0.get(&network).copied());
         let link = match last {
             Some(Carrier::Tcp) => self.tcp_first(tcp.head_start).await?,
             Some(Carrier::Quic) | None => self.quic_first(tcp.head_start).await?,
@@ -232,7 +234,7 @@ impl Dial<'_> {
     }
 
     fn remember(&self, link: &Link) {
-        if let (Some(tcp), Some(network)) = (&self.ways.tcp, network(self.peer)) {
+        if let (Some(tcp), Some(network)) = (&self.ways.tcp, address_towards(self.peer)) {
             tcp.memory.lock().note(network, link.carrier());
         }
     }
@@ -394,7 +396,7 @@ mod tests {
         assert_eq!(memory.0.len(), NETWORKS);
         memory.note(IpAddr::from([10, 0, 0, 255]), Carrier::Quic);
         assert_eq!(memory.0.get(&IpAddr::from([10, 0, 0, 255])), Some(&Carrier::Quic));
-        assert!(network(SocketAddr::from(([127, 0, 0, 1], 9))).unwrap().is_loopback());
+        assert!(address_towards(SocketAddr::from(([127, 0, 0, 1], 9))).unwrap().is_loopback());
     }
 
     #[test]

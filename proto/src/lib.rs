@@ -10,6 +10,7 @@ pub mod audit;
 pub mod backoff;
 pub mod book;
 pub mod code;
+pub mod connection_id;
 pub mod datagram;
 pub mod frame;
 pub mod hostname;

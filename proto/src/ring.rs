@@ -174,6 +174,11 @@ impl fmt::Debug for Ring {
     }
 }
 
+/// The hash of a name, the same on every machine.
+pub(crate) fn name_hash(name: &str) -> u64 {
+    Pinned.hash_item(&Name(name))
+}
+
 /// Hashes bytes alike on every machine: only `write` is ever called, never a method for whole numbers.
 #[derive(Clone, Copy, Debug)]
 struct Pinned;

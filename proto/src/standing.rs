@@ -27,6 +27,9 @@ pub struct Standing {
     /// Bytes of the largest UDP payload that passes; 0 over TCP.
     #[serde(skip_serializing_if = "is_zero")]
     pub mtu: u32,
+    /// Of a hundred packets that the edge sends, how many were lost lately, rounded; 0 over TCP, where nobody knows.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub loss_percent: u32,
     /// The shard's clock minus the edge's, in milliseconds.
     pub skew_ms: i64,
     /// For how long there was no tunnel before this one, in milliseconds.
@@ -100,6 +103,7 @@ impl Standing {
             why: cut(self.why),
             proxy: cut(self.proxy),
             mtu: self.mtu,
+            loss_percent: self.loss_percent,
             skew_ms: self.skew_ms,
             away_ms: self.away_ms,
             troubles: self.troubles.into_iter().take(MAX_TROUBLES).map(Trouble::into_wire).collect(),
@@ -115,6 +119,7 @@ impl Standing {
             why: cut(standing.why),
             proxy: cut(standing.proxy),
             mtu: standing.mtu,
+            loss_percent: standing.loss_percent,
             skew_ms: standing.skew_ms,
             away_ms: standing.away_ms,
             troubles: standing.troubles.into_iter().take(MAX_TROUBLES).map(Trouble::from_wire).collect(),

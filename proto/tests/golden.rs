@@ -117,6 +117,7 @@ fn edge_to_shard() -> Vec<(EdgeToShard, &'static str)> {
                 why: "QUIC: timed-out".into(),
                 proxy: "http://p:3128".into(),
                 mtu: 1252,
+                loss_percent: 5,
                 skew_ms: -1500,
                 away_ms: 9000,
                 troubles: vec![Trouble {
@@ -131,9 +132,9 @@ fn edge_to_shard() -> Vec<(EdgeToShard, &'static str)> {
                 allows: vec!["sshd".into()],
                 allows_more: true,
             }),
-            "0000007a 32780a03746370120f515549433a2074696d65642d6f75741a0d687474703a2f2f703a333132382 \
+            "0000007c 327a0a03746370120f515549433a2074696d65642d6f75741a0d687474703a2f2f703a333132382 \
              0e40928b71730a8463a400a0974696d65642d6f75741204717569631a0c73686172642d613a3734303022176 \
-             e6f2068616e647368616b652077697468696e20352073280330a84638dc0b4204737368644801",
+             e6f2068616e647368616b652077697468696e20352073280330a84638dc0b42047373686448015005",
         ),
         (EdgeToShard::Standing(Standing::default()), "00000002 3200"),
     ]

@@ -86,11 +86,11 @@ fn standing() -> impl Strategy<Value = Standing> {
         },
     );
     let text = || "\\PC{0,120}";
-    let numbers = (any::<u32>(), any::<i64>(), any::<u64>(), any::<bool>());
+    let numbers = (any::<u32>(), 0..=100_u32, any::<i64>(), any::<u64>(), any::<bool>());
     (text(), text(), numbers, vec(trouble, 0..=MAX_TROUBLES), vec(text(), 0..=MAX_ALLOWS)).prop_map(
-        |(why, proxy, (mtu, skew_ms, away_ms, allows_more), troubles, allows)| {
+        |(why, proxy, (mtu, loss_percent, skew_ms, away_ms, allows_more), troubles, allows)| {
             let carrier = "tcp".to_owned();
-            Standing { carrier, why, proxy, mtu, skew_ms, away_ms, troubles, allows, allows_more }
+            Standing { carrier, why, proxy, mtu, loss_percent, skew_ms, away_ms, troubles, allows, allows_more }
         },
     )
 }

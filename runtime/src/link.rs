@@ -14,19 +14,23 @@ use tokio::sync::watch;
 
 use crate::cert::CertFacts;
 
+pub mod buffers;
 pub mod congestion;
 pub(crate) mod datagrams;
 pub mod end;
 pub mod io;
 pub mod listen;
+mod priority;
 pub mod quic;
 mod socket;
 pub mod stream;
 pub mod tcp;
+pub mod whereabouts;
 
 pub use end::{EndCause, LinkEnd};
-pub use socket::Signs;
+use priority::Room;
 use socket::{ConnectedSocket, SignSender};
+pub use socket::{Signs, address_towards};
 use stream::LinkState;
 pub use stream::{RecvHalf, SendHalf, Stalled, Stream, StreamError};
 use tcp::TcpLink;
@@ -71,7 +75,7 @@ pub struct Link {
 
 #[derive(Clone, Debug)]
 enum Way {
-    Quic(quinn::Connection, Option<Own>),
+    Quic(quinn::Connection, Option<Own>, Arc<Room>),
     Tcp(TcpLink),
 }
 
@@ -84,8 +88,15 @@ struct Own {
 }
 
 impl Link {
-    fn over_quic(connection: quinn::Connection, peer: Arc<CertFacts>, state: LinkState, own: Option<Own>) -> Self {
-        Self { way: Way::Quic(connection, own), peer, state: Arc::new(state) }
+    fn over_quic(
+        connection: quinn::Connection,
+        peer: Arc<CertFacts>,
+        state: LinkState,
+        send_window: u64,
+        own: Option<Own>,
+    ) -> Self {
+        let room = Arc::new(Room::new(connection.clone(), send_window));
+        Self { way: Way::Quic(connection, own, room), peer, state: Arc::new(state) }
     }
 
     fn over_tcp(link: TcpLink, peer: Arc<CertFacts>, room: usize) -> Self {
@@ -106,7 +117,7 @@ impl Link {
     #[must_use]
     pub fn signs(&self) -> Option<watch::Receiver<Signs>> {
         match &self.way {
-            Way::Quic(_, own) => own.as_ref().map(|own| own.signs.subscribe()),
+            Way::Quic(_, own, _) => own.as_ref().map(|own| own.signs.subscribe()),
             Way::Tcp(_) => None,
         }
     }
@@ -118,9 +129,17 @@ impl Link {
     /// # Errors
     /// If there is no way to the other side; then nothing has changed.
     pub fn rebind(&self) -> std_io::Result<bool> {
-        let Way::Quic(_, Some(own)) = &self.way else { return Ok(false) };
+        let Way::Quic(_, Some(own), _) = &self.way else { return Ok(false) };
         own.socket.replace()?;
         Ok(true)
+    }
+
+    /// Looks whether this host would send to the other side from another address than the link does, as after a change
+    /// of network. If so, [`Signs::moved`] says it; [`Link::rebind`] is what helps.
+    pub fn look_around(&self) {
+        if let Way::Quic(_, Some(own), _) = &self.way {
+            own.socket.look_around();
+        }
     }
 
     /// Who is on the other side, by its certificate.
@@ -133,7 +152,7 @@ impl Link {
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
         let address = match &self.way {
-            Way::Quic(connection, _) => connection.remote_address(),
+            Way::Quic(connection, ..) => connection.remote_address(),
             Way::Tcp(link) => link.remote_address(),
         };
         SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -143,7 +162,7 @@ impl Link {
     #[must_use]
     pub fn alpn(&self) -> Option<Vec<u8>> {
         match &self.way {
-            Way::Quic(connection, _) => {
+            Way::Quic(connection, ..) => {
                 let data = connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
                 data.protocol
             }
@@ -156,7 +175,7 @@ impl Link {
     #[must_use]
     pub fn is_confirmed(&self) -> bool {
         match &self.way {
-            Way::Quic(connection, _) => connection.stats().frame_rx.handshake_done > 0,
+            Way::Quic(connection, ..) => connection.stats().frame_rx.handshake_done > 0,
             Way::Tcp(_) => true,
         }
     }
@@ -174,7 +193,7 @@ impl Link {
     #[must_use]
     pub fn rtt(&self) -> Duration {
         match &self.way {
-            Way::Quic(connection, _) => connection.rtt(),
+            Way::Quic(connection, ..) => connection.rtt(),
             Way::Tcp(link) => link.rtt(),
         }
     }
@@ -185,9 +204,9 @@ impl Link {
     /// If the link has ended.
     pub async fn open(&self) -> Result<Stream, LinkEnd> {
         match &self.way {
-            Way::Quic(connection, _) => {
+            Way::Quic(connection, _, room) => {
                 let halves = connection.open_bi().await.map_err(|e| LinkEnd::from_connection(&e))?;
-                Ok(Stream::over_quic(halves, Arc::clone(&self.state)))
+                Ok(Stream::over_quic(halves, room, Arc::clone(&self.state)))
             }
             Way::Tcp(link) => Ok(Stream::over_tcp(link.open().await?, Arc::clone(&self.state))),
         }
@@ -199,9 +218,9 @@ impl Link {
     /// If the link has ended.
     pub async fn accept(&self) -> Result<Stream, LinkEnd> {
         match &self.way {
-            Way::Quic(connection, _) => {
+            Way::Quic(connection, _, room) => {
                 let halves = connection.accept_bi().await.map_err(|e| LinkEnd::from_connection(&e))?;
-                Ok(Stream::over_quic(halves, Arc::clone(&self.state)))
+                Ok(Stream::over_quic(halves, room, Arc::clone(&self.state)))
             }
             Way::Tcp(link) => Ok(Stream::over_tcp(link.accept().await?, Arc::clone(&self.state))),
         }
@@ -213,9 +232,9 @@ impl Link {
     /// Lets the peer have this many streams open at once, with room for all of them: for links between shards, which
     /// are QUIC. Over TCP the room stays as it is.
     pub fn carry_many(&self, streams: u32) {
-        if let Way::Quic(connection, _) = &self.way {
+        if let Way::Quic(connection, _, room) = &self.way {
             connection.set_receive_window(Self::WIDE_WINDOW.into());
-            connection.set_send_window(Self::WIDE_WINDOW.into());
+            room.set(Self::WIDE_WINDOW.into());
         }
         self.allow_streams(streams);
     }
@@ -223,7 +242,7 @@ impl Link {
     /// Lets the peer have this many streams open at once.
     pub fn allow_streams(&self, count: u32) {
         match &self.way {
-            Way::Quic(connection, _) => connection.set_max_concurrent_bi_streams(count.into()),
+            Way::Quic(connection, ..) => connection.set_max_concurrent_bi_streams(count.into()),
             Way::Tcp(link) => link.allow_streams(count),
         }
     }
@@ -231,7 +250,7 @@ impl Link {
     /// Ends the link now; streams in it break. What was sent and not yet acknowledged may be lost.
     pub fn close(&self, code: CloseCode, reason: &str) {
         match &self.way {
-            Way::Quic(connection, _) => connection.close(code.number().into(), reason.as_bytes()),
+            Way::Quic(connection, ..) => connection.close(code.number().into(), reason.as_bytes()),
             Way::Tcp(link) => link.close(code, reason),
         }
     }
@@ -239,7 +258,7 @@ impl Link {
     /// Waits for the end, and tells why.
     pub async fn ended(&self) -> LinkEnd {
         match &self.way {
-            Way::Quic(connection, _) => LinkEnd::from_connection(&connection.closed().await),
+            Way::Quic(connection, ..) => LinkEnd::from_connection(&connection.closed().await),
             Way::Tcp(link) => link.ended().await,
         }
     }
@@ -248,7 +267,7 @@ impl Link {
     #[must_use]
     pub fn end(&self) -> Option<LinkEnd> {
         match &self.way {
-            Way::Quic(connection, _) => connection.close_reason().map(|e| LinkEnd::from_connection(&e)),
+            Way::Quic(connection, ..) => connection.close_reason().map(|e| LinkEnd::from_connection(&e)),
             Way::Tcp(link) => link.end(),
         }
     }
@@ -258,7 +277,7 @@ impl Link {
     #[must_use]
     pub fn path_model(&self) -> Option<congestion::PathModel> {
         match &self.way {
-            Way::Quic(connection, _) => congestion::path_model(connection),
+            Way::Quic(connection, ..) => congestion::path_model(connection),
             Way::Tcp(_) => None,
         }
     }
@@ -274,7 +293,7 @@ impl Link {
     #[must_use]
     pub fn stats(&self) -> LinkStats {
         let connection = match &self.way {
-            Way::Quic(connection, _) => connection,
+            Way::Quic(connection, ..) => connection,
             Way::Tcp(link) => return link.stats(),
         };
         let stats = connection.stats();

@@ -12,7 +12,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use proto::{ALPN_MESH, identity::Role};
+use proto::{
+    ALPN_MESH,
+    connection_id::{Place, ShardTag},
+    identity::Role,
+};
 use runtime::{
     link::{
         EndCause, Link, Stream,
@@ -90,12 +94,22 @@ impl Door {
         Self { ca, shown, tickets: rustls::crypto::aws_lc_rs::Ticketer::new().unwrap() }
     }
 
-    fn open(&self) -> Listener {
-        let mut tls =
-            server_config(&self.shown, MeshVerifier::of_clients(self.ca.bundle(), true), &[ALPN_MESH]).unwrap();
+    fn config(&self) -> rustls::ServerConfig {
+        let clients = MeshVerifier::of_clients(self.ca.bundle(), true);
+        let mut tls = server_config(&self.shown, clients, &[ALPN_MESH]).unwrap();
         tls.ticketer = Arc::clone(&self.tickets);
+        tls
+    }
+
+    fn open(&self) -> Listener {
         let limits = LinkLimits::default();
-        Listener::bind(ANY, quic::server_config(tls, &limits).unwrap(), &limits).unwrap()
+        Listener::bind(ANY, quic::server_config(self.config(), &limits).unwrap(), &limits).unwrap()
+    }
+
+    fn open_at(&self, place: Place) -> Listener {
+        let limits = LinkLimits::default();
+        let config = quic::server_config(self.config(), &limits).unwrap();
+        Listener::bind_again(ANY, config, &limits, (&[7; 64], place)).unwrap()
     }
 
     fn dialer(&self, who: &str, proofs: &Arc<AtomicUsize>) -> Dialer {
@@ -179,7 +193,7 @@ async fn a_port_where_nobody_listens_is_known_at_once() {
 #[tokio::test]
 async fn a_link_goes_on_from_a_new_socket() {
     let door = Door::new();
-    let (dialer, listener) = (door.dialer("edge/e1", &Arc::default()), door.open());
+    let (dialer, listener) = (door.dialer("edge/e1", &Arc::default()), door.open_at(place()));
     let (near, far) = link(&dialer, &listener).await;
     let (mut here, mut there) = stream(&near, &far).await;
     let before = far.remote_address();
@@ -189,6 +203,36 @@ async fn a_link_goes_on_from_a_new_socket() {
     assert_ne!(far.remote_address(), before);
     assert!(!far.rebind().unwrap(), "a listener's socket is everybody's");
     assert!(far.signs().is_none());
+}
+
+fn place() -> Place {
+    Place { shard: ShardTag::of(&"s1".parse().unwrap()), worker: 7 }
+}
+
+#[tokio::test]
+async fn what_is_sent_to_a_shard_names_it_and_goes_on_doing_so_from_a_new_socket() {
+    let door = Door::new();
+    let (dialer, listener) = (door.dialer("edge/e1", &Arc::default()), door.open_at(place()));
+    let front = tokio::net::UdpSocket::bind(ANY).await.unwrap();
+    let back = tokio::net::UdpSocket::bind(ANY).await.unwrap();
+    back.connect(listener.local_addr().unwrap()).await.unwrap();
+    let address = front.local_addr().unwrap();
+    let mut named = Vec::new();
+    let mut note = |datagram: &[u8]| named.push(Place::of_datagram(datagram));
+
+    let accept = async { listener.accept().await.unwrap().accept().await.unwrap() };
+    let both = async { tokio::join!(dialer.dial(address, "s1"), accept) };
+    let (near, far) = soon("a link", tap(&front, &back, both, &mut note)).await;
+    let near = near.unwrap();
+    let (mut here, mut there) = soon("a stream", tap(&front, &back, stream(&near, &far), &mut note)).await;
+    assert_eq!(named.first(), Some(&None), "the first packet of a client has an id of its own making");
+    assert_eq!(named.last(), Some(&Some(place())));
+
+    let mut named = Vec::new();
+    assert!(near.rebind().unwrap());
+    let said = say(&mut here, &mut there, b"from elsewhere");
+    tap(&front, &back, said, &mut |datagram| named.push(Place::of_datagram(datagram))).await;
+    assert!(!named.is_empty() && named.iter().all(|named| *named == Some(place())), "{named:?}");
 }
 
 #[tokio::test]
@@ -221,6 +265,16 @@ async fn a_port_that_closes_is_a_sign_and_not_the_end() {
 
 /// Passes datagrams between a client and a server until the work is done.
 async fn pass<F: Future>(front: &tokio::net::UdpSocket, back: &tokio::net::UdpSocket, work: F) -> F::Output {
+    tap(front, back, work, &mut |_| ()).await
+}
+
+/// The same, and shows what the client sends.
+async fn tap<F: Future>(
+    front: &tokio::net::UdpSocket,
+    back: &tokio::net::UdpSocket,
+    work: F,
+    seen: &mut dyn FnMut(&[u8]),
+) -> F::Output {
     tokio::pin!(work);
     let (mut up, mut down) = (vec![0; 65536], vec![0; 65536]);
     let mut client = None;
@@ -230,6 +284,7 @@ async fn pass<F: Future>(front: &tokio::net::UdpSocket, back: &tokio::net::UdpSo
             done = &mut work => return done,
             Ok((length, from)) = front.recv_from(&mut up) => {
                 client = Some(from);
+                seen(&up[..length]);
                 back.send(&up[..length]).await.unwrap();
             }
             Ok(length) = back.recv(&mut down) => if let Some(client) = client {

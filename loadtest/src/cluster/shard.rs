@@ -14,6 +14,7 @@ use mesh_cloud::{
 };
 use prometheus::Registry;
 use proto::{
+    connection_id::{Place, ShardTag},
     id::{EdgeId, ShardId},
     ring::{Ring, WEIGHT},
 };
@@ -110,7 +111,8 @@ impl ShardSeat {
         let identity = LiveIdentity::new(&again(&self.credentials)?)?;
         let limits = layout.limits(mesh_cloud::link_limits());
         // The same for every process at this place, as the key that a shard keeps on its disk.
-        let known = quic::known_endpoint(self.id.as_str().as_bytes());
+        let place = Place { shard: ShardTag::of(&self.id), worker: 0 };
+        let known = quic::known_endpoint(self.id.as_str().as_bytes(), place);
         let endpoint =
             net.endpoint_with(known, self.address, Some(mesh_cloud::endpoint_config(&identity, bundle, &limits)?))?;
         let metrics = Arc::new(Metrics::new(&Registry::new())?);

@@ -48,22 +48,31 @@ pub(crate) async fn echo(connect: &str, bytes: u64, word: Option<&str>) -> anyho
     };
     let receiving = async {
         let (mut hash, mut buffer, mut count) = (Sha256::new(), vec![0; BLOCK], 0u64);
+        let (mut last, mut pause) = (Instant::now(), Duration::ZERO);
         loop {
             match read.read(&mut buffer).await? {
-                0 => return io::Result::Ok((hash.finalize(), count)),
+                0 => return io::Result::Ok((hash.finalize(), count, pause)),
                 n => {
+                    if count > 0 {
+                        pause = pause.max(last.elapsed());
+                    }
+                    last = Instant::now();
                     hash.update(&buffer[..n]);
                     count += n as u64;
                 }
             }
         }
     };
-    let (sent, (received, count)) = tokio::try_join!(sending, receiving)?;
+    let (sent, (received, count, pause)) = tokio::try_join!(sending, receiving)?;
     let took = began.elapsed();
     ensure!(count == bytes, "sent {bytes} bytes and got {count} back");
     ensure!(sent == received, "the bytes that came back are others: {} and {}", hex(&sent), hex(&received));
     let (seconds, rate) = (took.as_secs_f64(), rate(bytes, took));
-    Ok(say(format_args!("bytes={bytes} seconds={seconds:.2} mb_s={rate:.0} sha256={}", hex(&sent)))?)
+    Ok(say(format_args!(
+        "bytes={bytes} seconds={seconds:.2} mb_s={rate:.2} pause_ms={} sha256={}",
+        pause.as_millis(),
+        hex(&sent)
+    ))?)
 }
 
 /// Opens `count` connections, and when all of them are open, has each echo `rounds` messages at once with the others.
@@ -107,7 +116,7 @@ pub(crate) async fn streams(connect: &str, count: usize, rounds: usize) -> anyho
 }
 
 /// Echoes one message after the other and prints the times.
-pub(crate) async fn latency(connect: &str, span: Duration, fresh: bool) -> anyhow::Result<()> {
+pub(crate) async fn latency(connect: &str, span: Duration, every: Duration, fresh: bool) -> anyhow::Result<()> {
     let mut times = Times::default();
     let until = Instant::now() + span;
     let mut kept = None;
@@ -122,7 +131,7 @@ pub(crate) async fn latency(connect: &str, span: Duration, fresh: bool) -> anyho
         if !fresh {
             kept = Some(socket);
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(every).await;
     }
     Ok(say(times)?)
 }

@@ -9,6 +9,7 @@ struct Story {
     now: u64,
     received: u64,
     signs: Signs,
+    in_use: bool,
     rtt: Duration,
     mood: Mood,
     /// Answers come after the round trip.
@@ -29,6 +30,7 @@ impl Story {
             now: 0,
             received: 0,
             signs: Signs::default(),
+            in_use: false,
             rtt: RTT,
             mood: Mood::Serving,
             lives: true,
@@ -59,7 +61,7 @@ impl Story {
                         }
                         continue;
                     }
-                    Beat::Rebind => {
+                    Beat::Rebind(_) => {
                         self.log.push((self.now, "rebind"));
                         self.pulse.rebound(self.at(self.now), true);
                         continue;
@@ -80,7 +82,13 @@ impl Story {
     }
 
     fn beat(&mut self) -> Beat {
-        let seen = Seen { now: self.at(self.now), received: self.received, rtt: self.rtt, signs: self.signs };
+        let seen = Seen {
+            now: self.at(self.now),
+            received: self.received,
+            in_use: self.in_use,
+            rtt: self.rtt,
+            signs: self.signs,
+        };
         self.pulse.beat(&seen, self.mood)
     }
 
@@ -233,8 +241,8 @@ fn a_socket_that_cannot_be_had_is_tried_again_each_second() {
     let mut tries = Vec::new();
     for now in (100..8_000).step_by(10) {
         story.now = now;
-        while let beat @ (Beat::Ping(_) | Beat::Rebind) = story.beat() {
-            if beat == Beat::Rebind {
+        while let beat @ (Beat::Ping(_) | Beat::Rebind(_)) = story.beat() {
+            if matches!(beat, Beat::Rebind(_)) {
                 tries.push(now);
                 story.pulse.rebound(story.at(now), false);
             }
@@ -246,8 +254,8 @@ fn a_socket_that_cannot_be_had_is_tried_again_each_second() {
     let mut tries = Vec::new();
     for now in (0..4_000).step_by(10) {
         story.now = now;
-        while let beat @ (Beat::Ping(_) | Beat::Rebind) = story.beat() {
-            if beat == Beat::Rebind {
+        while let beat @ (Beat::Ping(_) | Beat::Rebind(_)) = story.beat() {
+            if matches!(beat, Beat::Rebind(_)) {
                 tries.push(now);
                 story.pulse.rebound(story.at(now), false);
             }
@@ -311,4 +319,42 @@ fn what_is_remembered_is_bounded() {
     story.until(60_000);
     assert_eq!(story.pulse.unanswered.len(), REMEMBERED);
     assert_eq!(story.pulse.unanswered[0].0, 1);
+}
+
+#[test]
+fn a_machine_with_another_address_takes_a_new_socket_at_once_and_speaks_from_it() {
+    let mut story = Story::new(4000);
+    story.until(10_000);
+    story.log.clear();
+    story.signs.moved += 1;
+    story.until(10_100);
+    assert_eq!(story.log, [(10_000, "rebind"), (10_000, "ping")]);
+    story.signs.moved += 1;
+    story.until(10_200);
+    assert_eq!(story.log[2..], [(10_100, "rebind"), (10_100, "ping")], "and again, however soon");
+    story.mood = Mood::Leaving;
+    story.signs.moved += 1;
+    story.until(10_300);
+    assert_eq!(story.log[4].1, "rebind", "streams of an old tunnel go on as well");
+}
+
+#[test]
+fn a_download_that_stops_is_asked_about_within_a_second() {
+    for (in_use, kilobytes, asked) in [(true, 20, true), (true, 1, false), (false, 20, false)] {
+        let mut story = Story::new(4000);
+        story.in_use = in_use;
+        story.until(5000);
+        for step in 1..=20 {
+            story.received += kilobytes * 1000;
+            story.until(5000 + 100 * step);
+        }
+        story.log.clear();
+        story.until(8000);
+        let early = story.log.iter().any(|(at, what)| *what == "ping" && *at <= 8000);
+        assert_eq!(early, asked, "in use: {in_use}, {kilobytes} kB each 0.1 s: {:?}", story.log);
+        story.log.clear();
+        // One question is enough while the answer comes.
+        story.until(8900);
+        assert!(story.log.len() <= 1, "{:?}", story.log);
+    }
 }

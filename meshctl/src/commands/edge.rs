@@ -159,13 +159,14 @@ fn show(edge: &EdgeView, now: i64) -> Result<(), Failure> {
 
 /// How the edge says that it came here, as names and values.
 pub(crate) fn standing(standing: &Standing) -> Vec<(&'static str, String)> {
-    let Standing { why, proxy, mtu, skew_ms, away_ms, troubles, allows, allows_more, .. } = standing;
+    let Standing { why, proxy, mtu, loss_percent, skew_ms, away_ms, troubles, allows, allows_more, .. } = standing;
     let mut facts = Vec::new();
     let mut fact = |name, value: Option<String>| facts.extend(value.map(|value| (name, value)));
     let said = |text: &String| (!text.is_empty()).then(|| text.clone());
     fact("why that carrier", said(why));
     fact("proxy", said(proxy));
     fact("largest UDP payload", (*mtu > 0).then(|| format!("{mtu} bytes")));
+    fact("lost by the path", (*loss_percent > 0).then(|| format!("{loss_percent} % of what it sent lately")));
     let skew = std::time::Duration::from_millis(skew_ms.unsigned_abs());
     let side = if *skew_ms > 0 { "behind" } else { "ahead of" };
     fact("its clock", (skew.as_secs() > 0).then(|| format!("{} {side} the shard's", text::span(skew))));

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use proto::code::CloseCode;
+use proto::{code::CloseCode, connection_id::Place};
 use quinn::{Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 
 use super::{
@@ -29,7 +29,7 @@ impl Listener {
     }
 
     /// Listens as the process before this one did: with the same reset key, links of a process that was killed are
-    /// told so with their next packet (RFC 9000, 10.3) instead of dying of silence.
+    /// told so with their next packet (RFC 9000, 10.3) instead of dying of silence. Connection ids say `place`.
     ///
     /// # Errors
     /// If the socket cannot be opened.
@@ -37,9 +37,9 @@ impl Listener {
         address: SocketAddr,
         config: ServerConfig,
         limits: &LinkLimits,
-        reset_key: &[u8],
+        (reset_key, place): (&[u8], Place),
     ) -> io::Result<Self> {
-        Self::open(quic::known_endpoint(reset_key), address, config, limits)
+        Self::open(quic::known_endpoint(reset_key, place), address, config, limits)
     }
 
     fn open(

@@ -8,17 +8,21 @@ use std::{
 };
 
 use aws_lc_rs::hmac;
-use proto::code::CloseCode;
+use proto::{
+    code::CloseCode,
+    connection_id::{self, Place},
+};
 use quinn::{
     ClientConfig, Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
     MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls_pki_types::CertificateDer;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    ConnectedSocket, EndCause, Link, LinkEnd, LinkState, Own, SignSender, congestion::Congestion, datagrams::Datagrams,
+    ConnectedSocket, EndCause, Link, LinkEnd, LinkState, Own, SignSender, buffers, congestion::Congestion,
+    datagrams::Datagrams,
 };
 use crate::tls;
 
@@ -52,7 +56,8 @@ impl Default for LinkLimits {
             // came with. So this is 2 MiB for a stream at most, and 32 MiB for a link.
             stream_window: 512 * 1024,
             link_window: 7 * 1024 * 1024,
-            send_window: 8 * 1024 * 1024,
+            // Less than what a peer of ours takes on a link, so that the rest of that is for those who go first.
+            send_window: 6 * 1024 * 1024,
             streams: 64,
             idle: Duration::from_secs(12),
             keep_alive: None,
@@ -65,21 +70,24 @@ impl Default for LinkLimits {
 
 /// Least time between two resets for links that are not known. quinn's 20 ms would need minutes for ten thousand edges.
 const RESET_INTERVAL: Duration = Duration::from_micros(100);
-/// Length of connection ids in bytes.
-const ID: usize = 8;
 
-/// Connection ids without a signature. quinn's own are signed with a key of the process, so that a process which was
-/// started again would take those of the one before for noise, and send no reset.
+/// Connection ids that say to whom they belong, and have no signature. quinn's own are signed with a key of the process,
+/// so that a process which was started again would take those of the one before for noise, and send no reset.
 #[derive(Debug)]
-struct RandomIds;
+struct PlacedIds(Place);
 
-impl ConnectionIdGenerator for RandomIds {
+impl ConnectionIdGenerator for PlacedIds {
     fn generate_cid(&mut self) -> ConnectionId {
-        ConnectionId::new(&rand::random::<[u8; ID]>())
+        ConnectionId::new(&self.0.id(rand::random()))
     }
 
     fn cid_len(&self) -> usize {
-        ID
+        connection_id::LEN
+    }
+
+    fn validate(&self, id: &ConnectionId) -> Result<(), quinn_proto::InvalidCid> {
+        // Another one's link: what is sent about it from here could not be believed there.
+        if Place::of_id(id) == Some(self.0) { Ok(()) } else { Err(quinn_proto::InvalidCid) }
     }
 
     fn cid_lifetime(&self) -> Option<Duration> {
@@ -87,13 +95,14 @@ impl ConnectionIdGenerator for RandomIds {
     }
 }
 
-/// Wanted size of a UDP socket's buffers in bytes; the system may grant less.
-const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 /// First size of a datagram's payload: what every IPv6 path takes (RFC 9000, 14).
 const INITIAL_MTU: u16 = 1200;
-
-/// Size of the largest datagram's payload that is looked for: what passes over Ethernet with IPv6.
+/// Size of the largest datagram's payload that is looked for: what passes over Ethernet with IPv6 and UDP in it.
 pub(super) const MOST_PAYLOAD: u16 = 1452;
+/// How often a larger one is tried again on a path that took none, or took the largest and became another.
+const MTU_AGAIN: Duration = Duration::from_secs(300);
+/// How long after a black hole larger ones are tried again.
+const AFTER_BLACK_HOLE: Duration = Duration::from_secs(60);
 
 impl LinkLimits {
     /// Streams that may each hold their whole window before they hold three quarters of the link's.
@@ -102,11 +111,10 @@ impl LinkLimits {
     }
 
     fn transport(&self) -> TransportConfig {
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(MOST_PAYLOAD).interval(MTU_AGAIN).black_hole_cooldown(AFTER_BLACK_HOLE);
         let mut transport = TransportConfig::default();
-        let mut sizes = MtuDiscoveryConfig::default();
-        sizes.upper_bound(MOST_PAYLOAD);
         transport
-            .mtu_discovery_config(Some(sizes))
             .stream_receive_window(self.stream_window.into())
             .receive_window(self.link_window.into())
             .send_window(self.send_window)
@@ -115,6 +123,7 @@ impl LinkLimits {
             .max_idle_timeout(IdleTimeout::try_from(self.idle).ok())
             .keep_alive_interval(self.keep_alive)
             .initial_mtu(INITIAL_MTU)
+            .mtu_discovery_config(Some(discovery))
             .congestion_controller_factory(self.congestion.factory())
             .datagram_send_buffer_size(self.datagrams)
             .datagram_receive_buffer_size((self.datagrams > 0).then_some(self.datagrams));
@@ -144,7 +153,7 @@ pub fn client_config(tls: rustls::ClientConfig, limits: &LinkLimits) -> Result<C
     Ok(config)
 }
 
-/// Opens a UDP socket with large buffers; `[::]` takes IPv4 as well.
+/// Opens a UDP socket with buffers as large as they get; `[::]` takes IPv4 as well.
 ///
 /// # Errors
 /// If the address is taken or not of this host.
@@ -155,19 +164,16 @@ pub fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
     }
     socket.bind(&address.into())?;
     let socket = UdpSocket::from(socket);
-    let handle = SockRef::from(&socket);
-    // Less is slower and still right; the granted size can be asked for.
-    let _ = handle.set_recv_buffer_size(SOCKET_BUFFER);
-    let _ = handle.set_send_buffer_size(SOCKET_BUFFER);
+    buffers::enlarge(&socket);
     Ok(socket)
 }
 
 /// The endpoint of a process whose peers notice at their next packet that it has restarted: its stateless resets are
-/// made with a key that outlives it.
+/// made with a key that outlives it. Its connection ids say `place`.
 #[must_use]
-pub fn known_endpoint(reset_key: &[u8]) -> EndpointConfig {
+pub fn known_endpoint(reset_key: &[u8], place: Place) -> EndpointConfig {
     let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
-    endpoint.cid_generator(|| Box::new(RandomIds)).min_reset_interval(RESET_INTERVAL);
+    endpoint.cid_generator(move || Box::new(PlacedIds(place))).min_reset_interval(RESET_INTERVAL);
     endpoint
 }
 
@@ -277,7 +283,7 @@ pub(super) fn link_of(connection: Connection, limits: &LinkLimits, own: Option<O
         Ok(Some(facts)) => {
             let datagrams = if limits.datagrams > 0 { Datagrams::of(&connection) } else { None };
             let state = LinkState::new(limits.stalled_streams(), datagrams);
-            Ok(Link::over_quic(connection, Arc::new(facts), state, own))
+            Ok(Link::over_quic(connection, Arc::new(facts), state, limits.send_window, own))
         }
         Ok(None) => Err(refuse(&connection, "no certificate")),
         Err(e) => Err(refuse(&connection, &e.to_string())),

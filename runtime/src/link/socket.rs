@@ -7,7 +7,7 @@
 use std::{
     fmt, io,
     io::IoSliceMut,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -34,6 +34,8 @@ pub struct Signs {
     pub refused: u64,
     /// Times that nothing could be sent: no route, or an address of ours that is gone.
     pub unsent: u64,
+    /// Times that this host was seen to reach the other side from another address than the link's.
+    pub moved: u64,
 }
 
 /// Where the signs about a link go in.
@@ -82,6 +84,18 @@ impl ConnectedSocket {
         Ok(())
     }
 
+    /// Notes whether this host would now send to the peer from another address than the present socket does.
+    pub(super) fn look_around(&self) {
+        let (now, then) = (address_towards(self.peer), self.present().socket.local_addr());
+        // Without any way there is nothing to change to; sending fails, and that is a sign of its own.
+        if let (Some(now), Ok(then)) = (now, then)
+            && now != then.ip()
+        {
+            trace!(%now, then = %then.ip(), "another address");
+            self.signs.send_modify(|signs| signs.moved += 1);
+        }
+    }
+
     fn present(&self) -> Arc<Io> {
         Arc::clone(&self.present.read())
     }
@@ -99,11 +113,7 @@ impl ConnectedSocket {
 
 impl Io {
     fn open(peer: SocketAddr) -> io::Result<Self> {
-        let any = match peer {
-            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-        };
-        let socket = udp_socket(any)?;
+        let socket = udp_socket(any(peer))?;
         // Elsewhere a connected socket does not take the address that quinn puts on each datagram.
         if cfg!(any(target_os = "linux", target_os = "android")) {
             socket.connect(peer)?;
@@ -115,6 +125,21 @@ impl Io {
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.socket.try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), transmit))
     }
+}
+
+fn any(peer: SocketAddr) -> SocketAddr {
+    match peer {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+/// The address of this host from which a packet to this peer would go. `None` if there is no way to it. Nothing is sent.
+#[must_use]
+pub fn address_towards(peer: SocketAddr) -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind(any(peer)).ok()?;
+    socket.connect(peer).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {

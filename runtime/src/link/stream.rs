@@ -17,6 +17,7 @@ use tokio::io::ReadBuf;
 use super::{
     LinkEnd,
     datagrams::{Datagrams, Place},
+    priority::{QuicSender, Room},
     tcp::{Receiver, Sender},
 };
 
@@ -30,8 +31,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub(super) fn over_quic((send, recv): (quinn::SendStream, quinn::RecvStream), state: Arc<LinkState>) -> Self {
-        Self::new(SendWay::Quic(send), RecvWay::Quic(recv), state)
+    pub(super) fn over_quic(
+        (send, recv): (quinn::SendStream, quinn::RecvStream),
+        room: &Arc<Room>,
+        state: Arc<LinkState>,
+    ) -> Self {
+        Self::new(SendWay::Quic(QuicSender::new(send, Arc::clone(room))), RecvWay::Quic(recv), state)
     }
 
     pub(super) fn over_tcp((send, recv): (Sender, Receiver), state: Arc<LinkState>) -> Self {
@@ -47,7 +52,7 @@ impl Stream {
     pub(crate) fn place(&self) -> Option<Place> {
         let SendWay::Quic(send) = &self.send.way else { return None };
         let datagrams = self.recv.state.datagrams.as_ref()?;
-        Some(Datagrams::place(datagrams, send.id().into()))
+        Some(Datagrams::place(datagrams, send.stream.id().into()))
     }
 
     /// Breaks both directions.
@@ -96,7 +101,7 @@ pub struct SendHalf {
 
 #[derive(Debug)]
 enum SendWay {
-    Quic(quinn::SendStream),
+    Quic(QuicSender),
     Tcp(Sender),
 }
 
@@ -108,7 +113,7 @@ impl SendHalf {
     /// If the peer no longer reads, or the link ended.
     pub async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
         match &mut self.way {
-            SendWay::Quic(send) => Ok(send.write_all_chunks(chunks).await?),
+            SendWay::Quic(send) => Ok(send.write(chunks).await?),
             SendWay::Tcp(send) => send.write(chunks).await,
         }
     }
@@ -119,23 +124,29 @@ impl SendHalf {
     /// As [`SendHalf::write`].
     pub async fn write_one(&mut self, chunk: Bytes) -> Result<(), StreamError> {
         match &mut self.way {
-            SendWay::Quic(send) => Ok(send.write_chunk(chunk).await?),
+            SendWay::Quic(send) => Ok(send.write(&mut [chunk]).await?),
             SendWay::Tcp(send) => send.write(&mut [chunk]).await,
         }
     }
 
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, StreamError>> {
         match &mut self.way {
-            SendWay::Quic(send) => Pin::new(send).poll_write(cx, data).map_err(StreamError::from),
+            SendWay::Quic(send) => {
+                let sent = Pin::new(&mut send.stream).poll_write(cx, data).map_err(StreamError::from);
+                if let Poll::Ready(Ok(bytes)) = sent {
+                    send.weigh(bytes);
+                }
+                sent
+            }
             SendWay::Tcp(send) => send.poll_write(cx, &mut Bytes::copy_from_slice(data)),
         }
     }
 
-    /// Sends what is written here before what is written on other streams of the link, however many there are.
-    pub fn go_first(&self) {
-        match &self.way {
-            // An error means that it has ended.
-            SendWay::Quic(send) => drop(send.set_priority(i32::MAX)),
+    /// Sends what is written here before what is written on other streams of the link, however many there are. Streams
+    /// that say little go ahead of those that move much by themselves, and behind this.
+    pub fn go_first(&mut self) {
+        match &mut self.way {
+            SendWay::Quic(send) => send.go_first(),
             SendWay::Tcp(send) => send.go_first(),
         }
     }
@@ -145,7 +156,7 @@ impl SendHalf {
         self.ended = true;
         match &mut self.way {
             // An error means that the peer stopped reading or that the link ended: `delivered` tells.
-            SendWay::Quic(send) => drop(send.finish()),
+            SendWay::Quic(send) => drop(send.stream.finish()),
             SendWay::Tcp(send) => send.finish(),
         }
     }
@@ -159,7 +170,7 @@ impl SendHalf {
         self.ended = true;
         match &mut self.way {
             // An error means that it had ended before.
-            SendWay::Quic(send) => drop(send.reset(code.number().into())),
+            SendWay::Quic(send) => drop(send.stream.reset(code.number().into())),
             SendWay::Tcp(send) => send.reset(code),
         }
     }
@@ -170,7 +181,7 @@ impl SendHalf {
     /// If the peer stopped reading, or the link ended before.
     pub async fn delivered(&self) -> Result<(), StreamError> {
         let send = match &self.way {
-            SendWay::Quic(send) => send,
+            SendWay::Quic(send) => &send.stream,
             SendWay::Tcp(send) => return send.delivered().await,
         };
         match send.stopped().await {
@@ -185,7 +196,7 @@ impl SendHalf {
     /// Never returns while the peer reads. The future holds no borrow of the half.
     pub fn refused(&self) -> impl Future<Output = StreamError> + Send + 'static + use<> {
         let (quic, tcp) = match &self.way {
-            SendWay::Quic(send) => (Some(send.stopped()), None),
+            SendWay::Quic(send) => (Some(send.stream.stopped()), None),
             SendWay::Tcp(send) => (None, Some(send.refused())),
         };
         async move {

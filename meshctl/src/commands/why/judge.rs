@@ -12,6 +12,12 @@ use crate::{commands::edge::standing, failure::Failure, text};
 const LATER: i64 = 15;
 /// Difference between an edge's clock and its shard's that is worth a word. In milliseconds.
 const SKEW: u64 = 60_000;
+/// Share of packets lost on the way that is worth a word, in percent.
+const LOSSY: u32 = 2;
+/// What larger UDP payloads than this ought to pass; fewer bytes are worth a word.
+const NARROW: u32 = 1300;
+/// How old a tunnel is, in seconds, whose edge has found out what its path takes.
+const SETTLED: i64 = 10;
 /// For how long a second machine with the same identity is worth a word. In seconds.
 const LATELY: i64 = 600;
 
@@ -25,7 +31,7 @@ pub(super) struct Reached {
 }
 
 /// What hampers an edge that is there, as it says itself: cause, words, remedy.
-fn hampered(at: &Presence) -> Option<(&'static str, String, &'static str)> {
+fn hampered(at: &Presence, now: i64) -> Option<(&'static str, String, &'static str)> {
     let standing = at.standing.as_ref()?;
     if standing.skew_ms.unsigned_abs() > SKEW {
         let skew = text::span(std::time::Duration::from_millis(standing.skew_ms.unsigned_abs()));
@@ -41,6 +47,22 @@ fn hampered(at: &Presence) -> Option<(&'static str, String, &'static str)> {
             "udp-blocked",
             what,
             "Let UDP out to the shard's port where the machine is; it goes back to QUIC by itself.",
+        ));
+    }
+    if standing.loss_percent >= LOSSY {
+        return Some((
+            "lossy-path",
+            format!("its path lost {} of 100 packets that it sent lately", standing.loss_percent),
+            "Streams go on, and lost packets cost a round trip each. Look at the machine's radio or line, at what \
+             else fills it, and whether somebody limits UDP.",
+        ));
+    }
+    if (1..NARROW).contains(&standing.mtu) && at.since + SETTLED <= now {
+        return Some((
+            "narrow-path",
+            format!("its path takes no packets above {} bytes", standing.mtu),
+            "It goes on with small packets by itself. Something on the way drops larger ones without a word: look for \
+             a tunnel, or a router whose MTU is too small, or that drops ICMP.",
         ));
     }
     None
@@ -172,7 +194,7 @@ impl Known {
         if let Some((what, remedy)) = self.known.as_ref().and_then(|(view, _)| self.turned_away(view.as_ref()?)) {
             return (Kind::There, "duplicate-identity", format!("{sentence}, but {what}."), Some(remedy));
         }
-        match at.and_then(hampered) {
+        match at.and_then(|at| hampered(at, self.now)) {
             Some((cause, what, remedy)) => {
                 (Kind::There, cause, format!("{sentence}, but {what}."), Some(remedy.to_owned()))
             }

@@ -152,6 +152,12 @@ fn an_edge_that_is_there_says_what_hampers_it() {
     let skewed = with("quic", serde_json::json!({"carrier": "quic", "skew_ms": -180_000}));
     assert_eq!(skewed.cause, "clock");
     assert!(skewed.sentence.contains("3m ahead of"), "{skewed:?}");
+    let lossy = with("quic", serde_json::json!({"carrier": "quic", "mtu": 1452, "loss_percent": 5}));
+    assert_eq!((lossy.cause, lossy.reachable), ("lossy-path", true));
+    assert!(lossy.sentence.contains("lost 5 of 100 packets"), "{lossy:?}");
+    let narrow = with("quic", serde_json::json!({"carrier": "quic", "mtu": 1200, "loss_percent": 1}));
+    assert_eq!((narrow.cause, narrow.reachable), ("narrow-path", true));
+    assert!(narrow.sentence.contains("no packets above 1200 bytes"), "{narrow:?}");
     let fine = with("quic", serde_json::json!({"carrier": "quic", "mtu": 1452, "skew_ms": 300}));
     assert_eq!(fine.cause, "none");
     assert!(fine.facts.contains(&("largest UDP payload", "1452 bytes".into())), "{fine:?}");

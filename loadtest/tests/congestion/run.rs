@@ -145,7 +145,7 @@ impl Run {
             }
             world.now = at;
             if let Event::Change(i) = event {
-                world.link.path = self.changes[i].1;
+                world.link.change(self.changes[i].1);
             } else if event == Event::Look {
                 seen.look(&world);
                 world.at(at + MILLI, Event::Look);
@@ -182,12 +182,13 @@ impl Seen {
         let rate = path.policer.map_or(path.rate, |(rate, _)| rate.min(path.rate)) * (1.0 - path.loss);
         self.carried[1] += rate / 1e3;
         if at >= self.from {
-            self.queue.push(world.link.queue_delay());
+            self.queue.push(world.link.there.queue_delay());
             self.carried[0] += rate / 1e3;
         }
         if at == self.from {
             self.at_from = world.flows.iter().map(|f| f.delivered).collect();
-            self.before = [world.link.offered, world.link.dropped, world.link.policed];
+            let counts = world.link.there.counts;
+            self.before = [counts.offered, counts.dropped, counts.policed];
         }
         if at > 0 && at.is_multiple_of(SECOND) {
             for (i, flow) in world.flows.iter().enumerate() {
@@ -204,7 +205,8 @@ impl Seen {
         let mbit: Vec<f64> = world.flows.iter().zip(&self.at_from).map(since).collect();
         let all: u64 = world.flows.iter().map(|f| f.delivered).sum();
         let [offered, dropped, policed] = self.before;
-        let sent = (world.link.offered - offered).max(1) as f64;
+        let counts = world.link.there.counts;
+        let sent = (counts.offered - offered).max(1) as f64;
         let part = |p: f64| {
             let at = ((self.queue.len() as f64 * p) as usize).min(self.queue.len() - 1);
             self.queue[at] as f64 / 1e6
@@ -212,8 +214,8 @@ impl Seen {
         Report {
             used: mbit.iter().sum::<f64>() * 1e6 * time / self.carried[0],
             used_all: all as f64 * 8.0 / self.carried[1],
-            dropped: (world.link.dropped - dropped) as f64 / sent,
-            policed: (world.link.policed - policed) as f64 / sent,
+            dropped: (counts.dropped - dropped) as f64 / sent,
+            policed: (counts.policed - policed) as f64 / sent,
             queue: [part(0.5), part(0.99), part(1.0)],
             mbit,
             seconds: self.seconds,
@@ -230,7 +232,7 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Depart => {
-                let (arrival, next) = self.link.depart(self.now);
+                let (arrival, next) = self.link.there.depart(self.now);
                 if let Some((at, packet)) = arrival {
                     let extra = self.flows[packet.flow].extra / 2;
                     self.at(at + extra, Event::Arrive(packet.flow, packet.number));
@@ -245,7 +247,7 @@ impl World {
                 }
             }
             Event::AckDue(flow) => {
-                let lost = self.link.path.ack_loss > 0.0 && self.link.chance.roll() < self.link.path.ack_loss;
+                let lost = self.link.path.ack_loss > 0.0 && self.link.there.chance.roll() < self.link.path.ack_loss;
                 if let Some(numbers) = self.flows[flow].acknowledge(self.now, lost) {
                     let path = self.link.path;
                     let mut at = self.now + path.rtt / 2 + self.flows[flow].extra / 2;
@@ -274,8 +276,8 @@ impl World {
     fn send(&mut self, flow: usize) {
         let before = self.flows[flow].wake;
         for number in self.flows[flow].send(self.now) {
-            let packet = Packet { flow, number, size: MTU + WIRE };
-            if let Some(at) = self.link.offer(self.now, packet) {
+            let packet = Packet { flow, number };
+            if let Some(at) = self.link.there.offer(self.now, MTU + WIRE, packet) {
                 self.at(at, Event::Depart);
             }
         }

@@ -1,0 +1,4 @@
+//! Runs [`fuzz::connection_id`] under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::connection_id(data));
