@@ -14,7 +14,7 @@ use runtime::{
         PacketSink, PacketSource, Side,
         stream::{StreamSink, StreamSource, side},
     },
-    link::{Link, StreamError},
+    link::Link,
     shutdown::Tasks,
 };
 use tokio::net::UdpSocket;
@@ -181,19 +181,12 @@ async fn flows_are_bounded_and_streams_are_not_bounded_by_them() {
 async fn a_closed_port_is_told_by_a_reset() {
     let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut mesh = Mesh::start(|config| config.services.push(service("dns", ServiceKind::Udp, nobody))).await;
-    let mut stream = mesh.link.open().await.unwrap();
-    let open = Open::flow("shop-1/dns".parse().unwrap()).encode().unwrap();
-    stream.send.write(&mut [open, Bytes::from_static(b"\0\x05early")]).await.unwrap();
-    // The host says it so soon that the reset mostly overtakes the answer.
-    let reset = async {
-        loop {
-            match stream.recv.chunk(1024).await {
-                Ok(answer) => assert!(answer.is_some(), "a clean end"),
-                Err(error) => return error,
-            }
+    match open(&mesh.link, "shop-1/dns").await {
+        Ok((mut flow, _)) => {
+            assert_eq!(soon("a reset", flow.source.next()).await.unwrap_err().code, ResetCode::PeerReset);
         }
-    };
-    assert_eq!(soon("a reset", reset).await, StreamError::Reset(ResetCode::PeerReset));
+        Err(refusal) => assert_eq!(refusal.code, RefuseCode::TargetRefused, "the reset came first"),
+    }
     let record = mesh.edge.record().await;
     assert_eq!((record.outcome, record.detail.as_str()), ("reset", "nothing listens on that UDP port"));
     mesh.end().await;
