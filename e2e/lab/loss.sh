@@ -26,6 +26,8 @@ ok
 keys() {
   mesh-loadtest keys --seconds "$seconds" --every 0.1 -- ssh -tt "${config[@]}" shop-1 'echo ready; exec cat'
 }
+# As echoes, on a path where that takes its time.
+patiently_echoes() { timeout 5 mesh-loadtest echo --connect "$host:${at[echo]}" --say echo --bytes 100; }
 # downloads COUNT: so many downloads through the same tunnel, without end.
 downloads() {
   local each
@@ -49,6 +51,7 @@ for carrier in quic tcp; do
     udp drop
     start_site_edge shop-1
     wait_for 30 over tcp
+    wait_for 30 patiently_echoes
     ok
   fi
   over $carrier

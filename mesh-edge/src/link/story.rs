@@ -27,7 +27,7 @@ impl Story {
     /// How the edge stands, if that is news.
     pub(super) fn news(&mut self, link: &Link) -> Option<EdgeToShard> {
         let stats = link.stats();
-        let lost = self.losses.percent((stats.sent_packets, stats.lost_packets), Instant::now());
+        let lost = self.losses.percent((stats.sent_packets, stats.lost_packets), stats.mtu, Instant::now());
         let standing = self.journal.standing(link, lost, (&self.proxy, &self.allows));
         if self.told.as_ref().is_some_and(|told| told.says_as(&standing)) {
             return None;
