@@ -46,8 +46,7 @@ table inet way {
     type filter hook forward priority 0; policy accept;
     tcp dport ${at[control.api]} accept
     tcp sport ${at[control.api]} accept
-    tcp dport ${at[shop-1]} accept
-    tcp sport ${at[shop-1]} accept
+    ${at[shop-1]:+tcp dport ${at[shop-1]} accept; tcp sport ${at[shop-1]} accept}
     $(printf '%s\n' "$@")
   }
 }
