@@ -74,6 +74,7 @@ use doors::{
 use drain::Drain;
 use fair::{Shares, UserShares};
 use follow::Clients;
+use links::listen;
 pub use links::{endpoint_config, link_limits, peer_config, peer_limits, tcp_door};
 use listener::Reception;
 use live::LiveCredentials;
@@ -178,16 +179,8 @@ pub async fn start(config: ShardConfig, tasks: Tasks) -> anyhow::Result<Shard> {
     note_buffers(&metrics)?;
     let limits = LinkLimits { congestion, ..link_limits() };
     let peer_limits = LinkLimits { congestion, ..peer_limits() };
-    let endpoint = endpoint_config(&identity, &bundle, &limits)?;
     let place = Place { shard: ShardTag::of(&shard), worker: 0 };
-    let listener = Listener::bind_again(config.listen, endpoint, &limits, (&reset_key(&dir)?, place))
-        .with_context(|| format!("cannot listen on UDP {}", config.listen))?;
-    let listener = if config.tcp {
-        let door = tcp_door(&identity, &bundle, listener.local_addr()?, &limits)?;
-        listener.with_tcp(door)
-    } else {
-        listener
-    };
+    let listener = listen(&config, (&identity, &bundle), &limits, (&reset_key(&dir)?, place))?;
     let (state_sender, state) = watch::channel(Arc::new(MeshState::default()));
     let (renewals, renewal_requests) = mpsc::channel(RENEWALS);
     let access = AccessWriter::start(&config.access, &tasks).context("cannot open the access log")?;

@@ -3,16 +3,21 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use proto::{ALPN_MESH, ALPN_PEER, identity::Role};
+use proto::{ALPN_MESH, ALPN_PEER, connection_id::Place, identity::Role};
 use runtime::{
     link::{
         Link,
+        listen::Listener,
         quic::{self, LinkLimits},
         tcp::TcpDoor,
     },
     tls::{LiveIdentity, MeshVerifier, TrustBundle, client_config, server_config},
 };
 
+use crate::config::ShardConfig;
+
+/// Ports that are tried when any will do.
+const TRIES: u32 = 16;
 /// Arrivals that wait for a decision; the carrier drops what is beyond.
 const MAX_INCOMING: usize = 4096;
 /// Bytes that one of them may send meanwhile, and all of them.
@@ -30,6 +35,34 @@ fn endpoint_tls(identity: &LiveIdentity, bundle: &TrustBundle, alpn: &[&[u8]]) -
     // Sessions are kept by those who come back and not here, so that ten thousand edges can resume theirs.
     tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
     Ok(tls)
+}
+
+/// Listens for links over QUIC, and over TCP on the same port if that is configured. If any port will do, one is looked for
+/// that both have free.
+///
+/// # Errors
+/// If TLS cannot be set up, or the address is taken.
+pub(crate) fn listen(
+    config: &ShardConfig,
+    (identity, bundle): (&LiveIdentity, &TrustBundle),
+    limits: &LinkLimits,
+    (reset_key, place): (&[u8], Place),
+) -> anyhow::Result<Listener> {
+    let endpoint = endpoint_config(identity, bundle, limits)?;
+    let mut tries = if config.listen.port() == 0 { TRIES } else { 1 };
+    loop {
+        let listener = Listener::bind_again(config.listen, endpoint.clone(), limits, (reset_key, place))
+            .with_context(|| format!("cannot listen on UDP {}", config.listen))?;
+        if !config.tcp {
+            return Ok(listener);
+        }
+        tries -= 1;
+        match tcp_door(identity, bundle, listener.local_addr()?, limits) {
+            Ok(door) => return Ok(listener.with_tcp(door)),
+            Err(_) if tries > 0 => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The way in over TCP, for edges and people's tools; shards reach each other over QUIC.
