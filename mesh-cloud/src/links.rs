@@ -16,6 +16,8 @@ use runtime::{
 
 use crate::config::ShardConfig;
 
+/// Streams that may come before it is known who comes, and how many it may open. QUIC sets memory aside for each.
+const FIRST_STREAMS: u32 = 8;
 /// Ports that are tried when any will do.
 const TRIES: u32 = 16;
 /// Arrivals that wait for a decision; the carrier drops what is beyond.
@@ -27,7 +29,7 @@ const ALL_INCOMING_BYTES: u64 = 32 * 1024 * 1024;
 /// The limits of a shard's links. Windows are what a stream and a tunnel may keep in memory here.
 #[must_use]
 pub fn link_limits() -> LinkLimits {
-    LinkLimits::default()
+    LinkLimits { streams: FIRST_STREAMS, ..LinkLimits::default() }
 }
 
 fn endpoint_tls(identity: &LiveIdentity, bundle: &TrustBundle, alpn: &[&[u8]]) -> anyhow::Result<rustls::ServerConfig> {

@@ -261,7 +261,6 @@ impl Reception {
                     let carried = metrics.carriers.with_label_values(&[carrier.slug()]);
                     metrics.tunnels.inc();
                     carried.inc();
-                    session.handle.link.allow_streams(self.limits.streams_per_link);
                     let end = self.tunnel(session, registered, lease, tasks).await;
                     carried.dec();
                     metrics.tunnels.dec();
@@ -368,7 +367,7 @@ impl Reception {
             on_behalf: OnBehalf::Of { principal: who, credential: None, shares: None },
             link: handle.link.clone(),
         };
-        let opening = opener.run(tasks);
+        let opening = opener.run_small(self.limits.streams_per_link, tasks);
         let leaving = OnceLock::new();
         let notify = |notice| match notice {
             Notice::Announced(services) => registered.announce(services),

@@ -56,6 +56,17 @@ impl Opener {
         }
     }
 
+    /// As [`Opener::run`], for a link on which mostly nothing is opened: it may have `streams` open at once from its first
+    /// one on. QUIC sets memory aside for each that may come, about 200 bytes.
+    pub(crate) async fn run_small(self, streams: u32, tasks: Tasks) -> LinkEnd {
+        match self.link.accept().await {
+            Ok(stream) => self.serve(stream, &tasks),
+            Err(end) => return end,
+        }
+        self.link.allow_streams(streams);
+        self.run(tasks).await
+    }
+
     /// Serves one stream in a task of its own.
     pub(crate) fn serve(&self, stream: Stream, tasks: &Tasks) {
         let (router, on_behalf) = (self.router.clone(), self.on_behalf.clone());
