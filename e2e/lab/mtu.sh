@@ -37,7 +37,9 @@ narrow() {
   words="longest pause $(figure pause_ms "$figures") ms, $(figure mb_s "$figures") MB/s, $(internet_figures both | grep -o 'too_big=[0-9]*' | tr '\n' ' ')"
 }
 
-whole && ways=(up down both) || ways=(both)
+# Both at once, under load in both directions, is found in 0.4 to 8 s, since what tells of losses is lost as well: too long,
+# and only in the whole form until it is better.
+whole && ways=(up down both) || ways=(up down)
 for way in "${ways[@]}"; do
   step "a black hole for packets above 1280 bytes, $way, in mid-transfer"
   narrow "$way"
