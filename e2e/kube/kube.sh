@@ -288,6 +288,7 @@ fi
 
 if wants holes; then
   step "$(usually 10000 480) CONNECTs to a port that swallows everything, some by TCP and TLS, the others by UDS"
+  all_at_home
   words=$(holes 1 "$(usually 480 240)" "$(usually 9520 240)")
   ok "$words"
 fi

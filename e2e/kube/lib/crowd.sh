@@ -32,7 +32,8 @@ crowd() {
 stands() { [[ $(k exec "pod-$1" -c main -- sh -c 'ls /tmp/crowd | grep -c [0-9]') == "$2" ]]; }
 
 # holes POD BY-TCP BY-UDS: that many CONNECTs at the doors to a port that swallows everything; and one that kube-apiserver
-# sends. All are answered within the bound, and nothing stays. Prints the slowest of each.
+# sends. All are answered within the bound, and nothing stays, if it was
+# all_at_home before. Prints the slowest of each.
 holes() {
   local pod=$1 ip before began words most alone
   ip=$(k get pod "pod-$pod" -o 'jsonpath={.status.podIP}')
@@ -71,6 +72,29 @@ holes_by_tcp() {
   most=$(awk '$2 > most { most = $2 } END { print most }' "$dir"/hole-?)
   bound "$most" 10 'the slowest answer by TCP, in seconds,'
   echo "$most"
+}
+# all_at_home: every shard hears control and the others, and every edge is at its owner. An edge that saw a shard die goes
+# home some minute later, and takes tasks along; one that has just started avoids nobody.
+all_at_home() {
+  local number
+  wait_for 60 at_rest
+  for number in 1 2 3; do
+    stop "edge-$number"
+    start_edge_on "$number"
+  done
+  for number in 1 2 3; do wait_for 20 works "$number"; done
+  wait_for 120 at_rest
+}
+at_rest() {
+  local name admin others=0
+  for name in "${!pid[@]}"; do [[ $name != shard-* ]] || others=$((others + 1)); done
+  others=$((others - 1))
+  for name in "${!pid[@]}"; do
+    [[ $name == shard-* ]] || continue
+    admin=${at[${name/%shard-1/shard}.admin]}
+    (($(metric "$admin" mesh_shard_control_connected) == 1 && $(metric "$admin" mesh_shard_peers) == others &&
+      $(metric "$admin" mesh_shard_tunnels_unowned) == 0 && $(metric "$admin" mesh_shard_tunnels_leaving) == 0)) || return 1
+  done
 }
 # what_there_is N: sockets and other descriptors, and tasks, of all whom a dial to node-N passes. kube-apiserver keeps
 # connections for ninety seconds, so that there may be less later. nothing_more N BEFORE: whether there is not more.

@@ -135,34 +135,34 @@ cut_off() {
   healthy "$1"
   within "node-$1" nft -f - << 'EOF'
 table inet cut {
-  chain out { type filter hook output priority 0; meta l4proto udp drop; }
-  chain in { type filter hook input priority 0; meta l4proto udp drop; }
+  chain out { type filter hook output priority 0; oifname != lo meta l4proto { tcp, udp } drop; }
+  chain in { type filter hook input priority 0; iifname != lo meta l4proto { tcp, udp } drop; }
 }
 EOF
-  says_cut "$1"
+  says "$1" "link to edge/node-$1 is cut"
   within "node-$1" nft delete table inet cut
   heals "$1"
 }
-# edge_killed N: the edge's process dies; its host goes on.
+# edge_killed N: the edge's process dies; its host goes on. Over TCP the host says so, which QUIC has to find out.
 edge_killed() {
   healthy "$1"
   crash "edge-$1"
-  says_cut "$1"
+  says "$1" "link to edge/node-$1 is cut|edge/node-$1 is not connected"
   start_edge_on "$1"
   heals "$1"
 }
-# healthy N: an exec that works, and how long it takes. says_cut N: one that does not.
+# healthy N: an exec that works, and how long it takes. says N REGEX: one that does not, and how it says so.
 healthy() {
   wait_for 20 works "$1"
   began=$(now)
   k exec "pod-$1" -c main -- true
   usual=$(($(now) - began))
 }
-says_cut() {
+says() {
   began=$(now)
   words=$(refused k exec "pod-$1" -c main -- true)
   took=$(($(now) - began))
-  has "$words" "link to edge/node-$1 is cut"
+  [[ $words =~ $2 ]] || fail "no '$2' in: $words"
   bound "$took" 1000 'the time until exec says so, in ms,'
   words="after $took ms, where a good one takes $usual ms: $(tail -n 1 <<< "$words")"
 }
