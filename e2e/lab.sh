@@ -174,6 +174,17 @@ site_tricks() {
   start tricks ip netns exec "$site" "$(command -v mesh-loadtest)" serve --name site --tricks "127.0.0.1:${at[tricks]}"
   wait_for 10 grep -q ready "$dir/log/tricks.out"
 }
+# echo_site [LINE...]: control and a shard in the cloud, and the edge shop-1, not started yet, which has the tricks for a
+# service, to which the door `echo` leads. The lines are for its configuration.
+echo_site() {
+  control
+  door echo shop-1/echo
+  shard
+  site_tricks
+  site_edge shop-1 echo tcp "127.0.0.1:${at[tricks]}" -- "$@"
+  allow door/echo service/echo
+  allow group/admin 'edge/*' '*'
+}
 # One small stream to the site and back, through the door `echo`.
 echoes() { timeout 0.5 mesh-loadtest echo --connect "$host:${at[echo]}" --say echo --bytes 100 > /dev/null; }
 

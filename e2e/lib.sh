@@ -84,17 +84,14 @@ random_file() {
 }
 hash_of() { sha256sum < "$1" | cut -d' ' -f1; }
 
-# ssh_files PORT: keys, and configurations of OpenSSH's server and client, for a server on that port of an edge's loopback.
-ssh_files() {
-  ssh-keygen -q -t ed25519 -N '' -f "$dir/host_key"
-  ssh-keygen -q -t ed25519 -N '' -f "$dir/user_key"
-  cp "$dir/user_key.pub" "$dir/authorized_keys"
+# ssh_server PORT KEY AUTHORIZED: $dir/sshd_config, for OpenSSH's server on that port of loopback.
+ssh_server() {
   mkdir -p /run/sshd 2> /dev/null || true
   cat > "$dir/sshd_config" << EOF
 ListenAddress 127.0.0.1
 Port $1
-HostKey $dir/host_key
-AuthorizedKeysFile $dir/authorized_keys
+HostKey $2
+AuthorizedKeysFile $3
 PidFile none
 StrictModes no
 UsePAM no
@@ -103,6 +100,13 @@ PermitRootLogin prohibit-password
 AllowTcpForwarding yes
 Subsystem sftp internal-sftp
 EOF
+}
+# ssh_files PORT: keys, and configurations of OpenSSH's server and client, for a server on that port of an edge's loopback.
+ssh_files() {
+  ssh-keygen -q -t ed25519 -N '' -f "$dir/host_key"
+  ssh-keygen -q -t ed25519 -N '' -f "$dir/user_key"
+  cp "$dir/user_key.pub" "$dir/authorized_keys"
+  ssh_server "$1" "$dir/host_key" "$dir/authorized_keys"
   # What a person would write once into ~/.ssh/config.
   cat > "$dir/ssh_config" << EOF
 Host shop-*
@@ -117,6 +121,16 @@ Host *
   BatchMode yes
   LogLevel ERROR
 EOF
+}
+
+# moved MB COMMAND...: times a transfer and prints its rate.
+moved() {
+  local began took mb=$1
+  shift
+  began=$(now)
+  "$@" > "$dir/transfer.log" 2>&1 || fail "$(tail -n 3 "$dir/transfer.log")"
+  took=$(($(now) - began))
+  echo "$((mb * 1000 / took)) MB/s"
 }
 
 # told CAUSE STATUS WORDS WHAT: what `meshctl why WHAT` must say, soon; $sentence is what it said.

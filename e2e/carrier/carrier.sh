@@ -7,13 +7,7 @@ lab wire
 
 step 'a mesh on one side, and an edge on the other'
 udp pass
-control
-door echo shop-1/echo
-shard
-site_tricks
-site_edge shop-1 echo tcp "127.0.0.1:${at[tricks]}"
-allow door/echo service/echo
-allow group/admin 'edge/*' '*'
+echo_site
 ok
 
 step 'UDP blocked from the start: the first stream works within 2 s'

@@ -6,20 +6,7 @@ user=$(id -un)
 port sshd
 ssh-keygen -q -t ed25519 -N '' -f "$dir/sshd_key"
 for key in inner alice bob robot stranger; do ssh-keygen -q -t ed25519 -N '' -C "$key" -f "$dir/$key"; done
-cat > "$dir/sshd_config" << EOF
-ListenAddress 127.0.0.1
-Port ${at[sshd]}
-HostKey $dir/sshd_key
-AuthorizedKeysFile $dir/inner.pub
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-PermitRootLogin prohibit-password
-AllowTcpForwarding yes
-Subsystem sftp internal-sftp
-EOF
-mkdir -p /run/sshd 2> /dev/null || true
+ssh_server "${at[sshd]}" "$dir/sshd_key" "$dir/inner.pub"
 start sshd "$(command -v sshd)" -D -e -f "$dir/sshd_config"
 wait_for 10 listening "${at[sshd]}"
 
@@ -175,15 +162,6 @@ ok 'two edges, by two doors'
 random_file file 200
 hash=$(hash_of "$dir/file")
 mkdir "$dir/there" "$dir/back"
-# moved MB COMMAND...: times a transfer and prints its rate.
-moved() {
-  local began took mb=$1
-  shift
-  began=$(now)
-  "$@" > "$dir/transfer.log" 2>&1 || fail "$(tail -n 3 "$dir/transfer.log")"
-  took=$(($(now) - began))
-  echo "$((mb * 1000 / took)) MB/s"
-}
 
 step 'scp -J, 200 MB there and back'
 there=$(moved 200 by alice scp "$dir/file" "shop-1:$dir/there/scp")

@@ -16,15 +16,9 @@ ConnectPort 443
 CONF
 start tinyproxy ip netns exec "$router" "$(command -v tinyproxy)" -d -c "$dir/tinyproxy.conf"
 wait_for 10 in_router nc -z "$inside.1" "${at[proxy]}"
-control
-door echo shop-1/echo
-shard
-site_tricks
 # It enrols before it is carried to where it will stand.
-site_edge shop-1 echo tcp "127.0.0.1:${at[tricks]}" -- \
+echo_site \
   '[proxy]' "url = 'http://$inside.1:${at[proxy]}'" "credentials_file = '$dir/proxy.password'"
-allow door/echo service/echo
-allow group/admin 'edge/*' '*'
 rules captive <<< 'chain forward { type filter hook forward priority 0; policy drop; }'
 sed -i "s/^ConnectPort .*/ConnectPort ${at[shard.mesh]}/" "$dir/tinyproxy.conf"
 stop tinyproxy

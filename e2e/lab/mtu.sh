@@ -5,13 +5,7 @@ source "$(dirname "$0")/../lab.sh"
 lab link rate=50mbit delay=20ms queue=2bdp
 
 step 'a mesh in the cloud, an edge at the site'
-control
-door echo shop-1/echo
-shard
-site_tricks
-site_edge shop-1 echo tcp "127.0.0.1:${at[tricks]}" -- '[carriers]' 'tcp = false'
-allow door/echo service/echo
-allow group/admin 'edge/*' '*'
+echo_site '[carriers]' 'tcp = false'
 start_site_edge shop-1
 wait_for 20 site_edge_ready shop-1
 ok

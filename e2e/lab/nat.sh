@@ -5,13 +5,7 @@ source "$(dirname "$0")/../lab.sh"
 lab link rate=100mbit delay=10ms
 
 step 'a mesh in the cloud, an edge at the site'
-control
-door echo shop-1/echo
-shard
-site_tricks
-site_edge shop-1 echo tcp "127.0.0.1:${at[tricks]}"
-allow door/echo service/echo
-allow group/admin 'edge/*' '*'
+echo_site
 ok
 
 for kind in full address port symmetric; do

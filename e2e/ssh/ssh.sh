@@ -56,15 +56,6 @@ random_file file 500
 hash=$(hash_of "$dir/file")
 mkdir "$dir/there" "$dir/back"
 
-# moved MB COMMAND...: times a transfer and prints its rate.
-moved() {
-  local began took mb=$1
-  shift
-  began=$(now)
-  "$@" > "$dir/transfer.log" 2>&1 || fail "$(tail -n 3 "$dir/transfer.log")"
-  took=$(($(now) - began))
-  echo "$((mb * 1000 / took)) MB/s"
-}
 
 step 'rsync, 500 MB there and back'
 transport="ssh -F $dir/ssh_config"
