@@ -14,14 +14,8 @@ use std::{
 
 use anyhow::bail;
 use parking_lot::Mutex;
-use proto::id::EdgeId;
-use runtime::{
-    access::{AccessRecord, AccessWriter},
-    clock::SteeredClock,
-    link::quic::LinkLimits,
-    shutdown::Tasks,
-    tls::TrustBundle,
-};
+use proto::{audit::AccessRecord, id::EdgeId};
+use runtime::{access::AccessWriter, clock::SteeredClock, link::quic::LinkLimits, shutdown::Tasks, tls::TrustBundle};
 use tokio::{
     sync::mpsc,
     task::JoinHandle,

@@ -7,13 +7,14 @@ use std::{
 
 use bytes::Bytes;
 use proto::{
+    audit::AccessRecord,
     code::{RefuseCode, ResetCode},
     frame::{self, MAX_STREAM_HEAD},
     id::EdgeId,
     stream::{Answer, Refusal, Routed},
 };
 use runtime::{
-    access::{AccessRecord, AccessWriter},
+    access::{self, AccessWriter},
     frames::{FrameReader, ReadFrameError},
     link::{RecvHalf, SendHalf, Stalled, Stream, StreamError},
     splice::{Broken, End, Meter, Source, splice},
@@ -222,7 +223,8 @@ impl Trail {
     }
 
     fn end_record(&mut self, result: &Result<(), Broken>) -> Option<AccessRecord> {
-        let mut record = self.record.take()?.ended(result, self.begun.elapsed());
+        let mut record = access::ended(self.record.take()?, result);
+        record.duration_ms = millis(self.begun);
         (record.up, record.down) = (self.meter.up(), self.meter.down().saturating_sub(self.answer_bytes));
         self.metrics.stream_ended(&record);
         Some(record)
@@ -247,10 +249,15 @@ impl Drop for Trail {
     }
 }
 
+/// How long ago that was, in milliseconds.
+fn millis(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
 fn cancelled(mut record: AccessRecord, begun: Instant, metrics: &Metrics, access: Option<&AccessWriter>) {
-    record.outcome = "cancelled";
-    record.code = ResetCode::Cancelled.slug();
-    record.duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    record.outcome = "cancelled".into();
+    record.code = ResetCode::Cancelled.slug().into();
+    record.duration_ms = millis(begun);
     metrics.stream_ended(&record);
     if access.is_some_and(|access| !access.write_now(record)) {
         metrics.records_lost.inc();
@@ -272,7 +279,7 @@ impl Beginning<'_> {
     pub(crate) async fn refused(mut self, refusal: &Refusal) {
         let Some(record) = self.record.take() else { return };
         let mut record = record.refused(refusal.code, &refusal.reason);
-        record.duration_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        record.duration_ms = millis(self.begun);
         self.metrics.stream_ended(&record);
         if !self.quiet {
             self.access.write(record).await;

@@ -4,8 +4,8 @@ use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
     exponential_buckets,
 };
-use proto::ring::Ring;
-use runtime::{access::AccessRecord, flow::Tally};
+use proto::{audit::AccessRecord, ring::Ring};
+use runtime::flow::Tally;
 
 /// The metrics of a shard.
 #[derive(Debug)]
@@ -216,7 +216,7 @@ impl Metrics {
     /// Counts a stream that has left its record.
     pub fn stream_ended(&self, record: &AccessRecord) {
         self.streams.with_label_values(&[&record.door]).dec();
-        self.stream_ends.with_label_values(&[record.door.as_str(), record.outcome, record.code]).inc();
+        self.stream_ends.with_label_values(&[record.door.as_str(), &record.outcome, &record.code]).inc();
         self.bytes_up.inc_by(record.up);
         self.bytes_down.inc_by(record.down);
     }

@@ -8,6 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    audit::AccessRecord,
     code::RefuseCode,
     id::{EdgeId, ShardId, SiteName},
     policy::{Decision, Place},
@@ -15,11 +16,7 @@ use proto::{
     stream::{Open, Refusal, Routed, Trace},
     target::Target,
 };
-use runtime::{
-    access::{AccessRecord, AccessWriter},
-    clock,
-    link::Stream,
-};
+use runtime::{access::AccessWriter, clock, link::Stream};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::{
+    audit::AccessRecord,
     code::{RefuseCode, ResetCode},
     frame::MAX_STREAM_HEAD,
     id::{EdgeId, ShardId},
@@ -14,7 +15,7 @@ use proto::{
     stream::{Answer, Open, Refusal},
 };
 use runtime::{
-    access::{AccessRecord, AccessWriter},
+    access::{self, AccessWriter},
     frames::{FrameReader, ReadFrameError},
     link::{Carrier, Link, Stream, StreamError},
     shutdown::Tasks,
@@ -309,5 +310,5 @@ fn ended(record: AccessRecord, result: &Result<(), Broken>) -> Ended {
         Ok(()) => "finished",
         Err(broken) => broken.code.slug(),
     };
-    Ended { record: record.ended(result, Duration::ZERO), outcome }
+    Ended { record: access::ended(record, result), outcome }
 }

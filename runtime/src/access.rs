@@ -1,9 +1,9 @@
 //! The access record: every stream leaves one when it ends, as a line of JSON.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{fs, io, path::PathBuf};
 
-use proto::{code::RefuseCode, principal::Principal};
-use serde::{Deserialize, Serialize};
+use proto::audit::AccessRecord;
+use serde::Deserialize;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt, BufWriter},
     sync::mpsc,
@@ -15,100 +15,12 @@ use crate::{audit::AuditQueue, clock, shutdown::Tasks, splice::Broken};
 /// stream does.
 const QUEUE: usize = 4096;
 
-/// One stream, after its end.
-#[derive(Clone, Debug, Serialize)]
-pub struct AccessRecord {
-    /// When it ended, in milliseconds since 1970.
-    pub unix_ms: u64,
-    /// Who asked, as policy writes it: `user/alice`.
-    pub who: String,
-    /// From where.
-    pub from: String,
-    /// The door, or `link` for a stream that came through a tunnel.
-    pub door: String,
-    /// The shard that wrote the record, or at an edge the shard that the stream came from.
-    pub shard: String,
-    /// The shard that holds the edge's tunnel, if it is another one.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub holder: String,
-    /// The edge that served.
-    pub edge: String,
-    /// What carries its tunnel, `quic` or `tcp`, where the tunnel ends here.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub carrier: String,
-    /// What was asked for.
-    pub target: String,
-    /// What the edge dialled.
-    pub address: String,
-    /// The rule that allowed it.
-    pub rule: String,
-    /// Bytes towards the target.
-    pub up: u64,
-    /// Bytes from the target.
-    pub down: u64,
-    /// How long until the target was connected, in microseconds.
-    pub open_us: u64,
-    /// How long it lasted, in milliseconds.
-    pub duration_ms: u64,
-    /// `finished`, `reset`, `refused`, or `cancelled` by an opener that went away first.
-    pub outcome: &'static str,
-    /// The code of a reset or a refusal.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub code: &'static str,
-    /// More on it.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub detail: String,
-    /// W3C trace id, if there is one.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub trace: String,
-}
-
-impl AccessRecord {
-    /// A record that names the one who asked and what for; the rest is filled in as it becomes known.
-    #[must_use]
-    pub fn new(who: &Principal, target: &impl ToString) -> Self {
-        Self {
-            unix_ms: 0,
-            who: who.to_string(),
-            from: String::new(),
-            door: String::new(),
-            shard: String::new(),
-            holder: String::new(),
-            edge: String::new(),
-            carrier: String::new(),
-            target: target.to_string(),
-            address: String::new(),
-            rule: String::new(),
-            up: 0,
-            down: 0,
-            open_us: 0,
-            duration_ms: 0,
-            outcome: "finished",
-            code: "",
-            detail: String::new(),
-            trace: String::new(),
-        }
-    }
-
-    /// Notes a refusal.
-    #[must_use]
-    pub fn refused(mut self, code: RefuseCode, reason: &str) -> Self {
-        self.outcome = "refused";
-        self.code = code.slug();
-        reason.clone_into(&mut self.detail);
-        self
-    }
-
-    /// Notes how a splice ended.
-    #[must_use]
-    pub fn ended(mut self, result: &Result<(), Broken>, lasted: Duration) -> Self {
-        self.duration_ms = u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX);
-        if let Err(broken) = result {
-            self.outcome = "reset";
-            self.code = broken.code.slug();
-            self.detail.clone_from(&broken.detail);
-        }
-        self
+/// Notes in a record how its splice ended.
+#[must_use]
+pub fn ended(record: AccessRecord, result: &Result<(), Broken>) -> AccessRecord {
+    match result {
+        Ok(()) => record,
+        Err(broken) => record.reset(broken.code, &broken.detail),
     }
 }
 

@@ -6,10 +6,8 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
-use proto::audit::{AccessBatch, AccessEntry};
+use proto::audit::{AccessBatch, AccessRecord};
 use tokio::sync::Notify;
-
-use crate::access::AccessRecord;
 
 /// Records of one process that wait to be sent. Clones are the same queue.
 #[derive(Clone, Debug)]
@@ -26,7 +24,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Inner {
-    waiting: VecDeque<AccessEntry>,
+    waiting: VecDeque<AccessRecord>,
     /// The number of the first one that waits; records are numbered from 1.
     first: u64,
     lost: u64,
@@ -54,7 +52,7 @@ impl AuditQueue {
             inner.lost += 1;
             return;
         }
-        inner.waiting.push_back(record.into());
+        inner.waiting.push_back(record.clone());
         drop(inner);
         self.0.news.notify_one();
     }
@@ -94,33 +92,6 @@ impl AuditQueue {
     pub fn standing(&self) -> (usize, u64) {
         let inner = self.0.inner.lock();
         (inner.waiting.len(), inner.lost)
-    }
-}
-
-impl From<&AccessRecord> for AccessEntry {
-    fn from(record: &AccessRecord) -> Self {
-        let record = record.clone();
-        Self {
-            unix_ms: record.unix_ms,
-            who: record.who,
-            from: record.from,
-            door: record.door,
-            shard: record.shard,
-            holder: record.holder,
-            edge: record.edge,
-            carrier: record.carrier,
-            target: record.target,
-            address: record.address,
-            rule: record.rule,
-            up: record.up,
-            down: record.down,
-            open_us: record.open_us,
-            duration_ms: record.duration_ms,
-            outcome: record.outcome.to_owned(),
-            code: record.code.to_owned(),
-            detail: record.detail,
-            trace: record.trace,
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Access records: kept in the order in which they come, for a time and up to a number.
 
-use proto::audit::{AccessBatch, AccessEntry, KeptEntry};
+use proto::audit::{AccessBatch, AccessRecord, KeptRecord};
 use sqlx::{Row, any::AnyRow};
 
 use super::{Dialect, Store, StoreError};
@@ -58,8 +58,8 @@ impl Store {
                     .bind(at)
                     .bind(entry.who.clone())
                     .bind(entry.edge.clone())
-                    .bind(entry.outcome.clone())
-                    .bind(entry.code.clone())
+                    .bind(entry.outcome.clone().into_owned())
+                    .bind(entry.code.clone().into_owned())
                     .bind(text_of(entry)?)
                     .execute(&mut *tx)
                     .await?;
@@ -75,7 +75,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database cannot be read.
-    pub async fn access(&self, wanted: &Wanted) -> Result<Vec<KeptEntry>, StoreError> {
+    pub async fn access(&self, wanted: &Wanted) -> Result<Vec<KeptRecord>, StoreError> {
         macro_rules! select {
             ($order:literal) => {
                 concat!(
@@ -144,13 +144,13 @@ fn damaged(error: &serde_json::Error) -> StoreError {
     StoreError::Damaged { what: "an access record", why: error.to_string() }
 }
 
-fn text_of(entry: &AccessEntry) -> Result<String, StoreError> {
+fn text_of(entry: &AccessRecord) -> Result<String, StoreError> {
     // PostgreSQL keeps every character but this one.
     serde_json::to_string(entry).map(|text| text.replace("\\u0000", "")).map_err(|e| damaged(&e))
 }
 
-fn kept(row: &AnyRow) -> Result<KeptEntry, StoreError> {
+fn kept(row: &AnyRow) -> Result<KeptRecord, StoreError> {
     let text: String = row.try_get("record")?;
     let entry = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
-    Ok(KeptEntry { number: row.try_get("number")?, entry })
+    Ok(KeptRecord { number: row.try_get("number")?, entry })
 }

@@ -4,18 +4,26 @@ use control::store::{Store, access::Wanted, open::sqlite_url};
 use prometheus::IntCounter;
 use proto::{
     api::{ApiCode, TokenKind},
-    audit::{AccessBatch, AccessEntry, AccessPage},
+    audit::{AccessBatch, AccessPage, AccessRecord},
 };
 use runtime::clock::unix_millis;
 
 use super::world::{Kind, World, code};
 
-fn entry(who: &str, edge: &str, outcome: &str, code: &str) -> AccessEntry {
+fn entry(who: &str, edge: &str, outcome: &str, code: &str) -> AccessRecord {
     let [who, edge, outcome, code] = [who, edge, outcome, code].map(str::to_owned);
-    AccessEntry { unix_ms: unix_millis(), who, edge, outcome, code, target: "x:22".into(), ..AccessEntry::default() }
+    AccessRecord {
+        unix_ms: unix_millis(),
+        who,
+        edge,
+        outcome: outcome.into(),
+        code: code.into(),
+        target: "x:22".into(),
+        ..AccessRecord::default()
+    }
 }
 
-fn batch(first: u64, records: Vec<AccessEntry>) -> AccessBatch {
+fn batch(first: u64, records: Vec<AccessRecord>) -> AccessBatch {
     AccessBatch { started: 1_000, first, records, lost: 0 }
 }
 
@@ -30,7 +38,7 @@ pub(crate) async fn records_of_shards_are_kept_once_and_found_again(kind: Kind) 
             entry("user/alice", "shop-1", "finished", ""),
             entry("user/bob", "shop-1", "refused", "policy-denied"),
             // A shard speaks for itself alone, and a text may have any character.
-            AccessEntry {
+            AccessRecord {
                 shard: "s2".into(),
                 detail: "a\u{0}b'".into(),
                 ..entry("door/x", "shop-2", "reset", "link-lost")
@@ -78,7 +86,7 @@ pub(crate) async fn records_of_shards_are_kept_once_and_found_again(kind: Kind) 
     }
     assert_eq!(code(user.client.get::<AccessPage>("/v1/access").await), ApiCode::Forbidden);
     assert_eq!(code(user.client.post::<()>("/v1/shards/access", &first).await), ApiCode::Forbidden);
-    let flood = batch(1, vec![AccessEntry::default(); 1001]);
+    let flood = batch(1, vec![AccessRecord::default(); 1001]);
     assert_eq!(code(send(&flood).await), ApiCode::BadRequest);
     assert_eq!(world.control.metrics.access_lost.get(), 7);
     world.end().await;
@@ -91,7 +99,7 @@ pub(crate) async fn old_records_and_too_many_of_them_are_forgotten(kind: Kind) {
         None => sqlite_url(&world.config.data_dir.join("control.db")).unwrap(),
     };
     let store = Store::open(&url, IntCounter::new("errors", "errors").unwrap()).await.unwrap();
-    let of = |at: u64| AccessEntry { unix_ms: at, ..entry("user/alice", "shop-1", "finished", "") };
+    let of = |at: u64| AccessRecord { unix_ms: at, ..entry("user/alice", "shop-1", "finished", "") };
     store.keep_access("s1", &batch(1, (0..10).map(of).collect())).await.unwrap();
     let left = async || {
         let wanted = Wanted { limit: 100, after: Some(0), ..Wanted::default() };

@@ -156,7 +156,7 @@ async fn a_call_dials_carries_and_closes() {
     let trailers = timeout(PATIENCE, call.down.trailers()).await.unwrap().unwrap().unwrap();
     assert_eq!(trailers["grpc-status"], "0");
     let record = mesh.record().await;
-    assert_eq!((record.who.as_str(), record.outcome, record.up), ("apiserver", "finished", many.len() as u64));
+    assert_eq!((record.who.as_str(), &*record.outcome, record.up), ("apiserver", "finished", many.len() as u64));
     let edge = mesh.shard.registry.find(&"shop-1".parse().unwrap()).unwrap();
     until(|| edge.streams() == 0).await;
 }

@@ -30,7 +30,10 @@ async fn bodies_flow_both_ways_piece_by_piece() {
     client.hear("0\r\n\r\n").await;
     drop(client);
     let record = mesh.record().await;
-    assert_eq!((record.who.as_str(), record.outcome, record.target.as_str()), ("door/http", "finished", "shop-1/web"));
+    assert_eq!(
+        (record.who.as_str(), &*record.outcome, record.target.as_str()),
+        ("door/http", "finished", "shop-1/web")
+    );
     assert!(record.up > 0 && record.down > 0, "{record:?}");
 }
 

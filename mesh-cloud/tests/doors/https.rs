@@ -83,7 +83,7 @@ async fn tls_passes_untouched_however_its_hello_is_cut() {
         assert_eq!(answer, b"question");
         drop(tls);
         let record = mesh.record().await;
-        assert_eq!((record.who.as_str(), record.outcome), ("door/https", "finished"));
+        assert_eq!((record.who.as_str(), &*record.outcome), ("door/https", "finished"));
     }
 }
 

@@ -22,6 +22,7 @@ use prometheus::Registry as Families;
 use proto::{
     ALPN_MESH,
     api::{AccessToken, WatchEvent},
+    audit::AccessRecord,
     code::RefuseCode,
     frame::{MAX_SHARD_TO_EDGE, MAX_STREAM_HEAD},
     identity::Role,
@@ -31,7 +32,7 @@ use proto::{
     target::Target,
 };
 use runtime::{
-    access::{AccessRecord, AccessWriter},
+    access::AccessWriter,
     admin::Ready,
     clock,
     flow::{self, PacketSink, Terms, relay, socket},

@@ -52,7 +52,7 @@ async fn a_tunnel_by_socks_carries_everything_and_leaves_a_record() {
     talk.finish().await;
     assert_eq!(talk.rest().await, (String::new(), Ended::Cleanly));
     let record = mesh.record().await;
-    assert_eq!((record.who.as_str(), record.outcome, record.up, record.down), ("user/alice", "finished", 10, 10));
+    assert_eq!((record.who.as_str(), &*record.outcome, record.up, record.down), ("user/alice", "finished", 10, 10));
 }
 
 #[tokio::test]

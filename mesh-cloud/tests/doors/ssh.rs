@@ -137,7 +137,7 @@ async fn a_certificate_and_a_registered_key_open_the_door_and_nothing_else_does(
     stream.shutdown().await.unwrap();
     assert_eq!(timeout(PATIENCE, stream.read(&mut answer)).await.unwrap().unwrap(), 0);
     let record = world.mesh.record().await;
-    assert_eq!((record.door.as_str(), record.who.as_str(), record.outcome), ("ssh", "user/alice", "finished"));
+    assert_eq!((record.door.as_str(), record.who.as_str(), &*record.outcome), ("ssh", "user/alice", "finished"));
     assert_eq!((record.up, record.down), (5, 5));
 
     let (known, client) = world.by_key(REGISTERED).await;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use proto::{
+    audit::AccessRecord,
     code::RefuseCode,
     stream::{Answer, Refusal},
     target::HostPort,
 };
 use runtime::{
-    access::AccessRecord,
     flow::{self, PacketSink, Terms, relay, socket, stream},
     link::Stream,
     splice::Meter,

@@ -19,6 +19,7 @@ use mesh_edge::{
 use prometheus::Registry;
 use proto::{
     ALPN_MESH,
+    audit::AccessRecord,
     code::{CloseCode, RefuseCode, ResetCode},
     frame::{MAX_EDGE_TO_SHARD, MAX_STREAM_HEAD},
     identity::Role,
@@ -29,7 +30,7 @@ use proto::{
 };
 use rand::{SeedableRng, rngs::StdRng};
 use runtime::{
-    access::{AccessRecord, AccessWriter},
+    access::AccessWriter,
     clock,
     frames::{FrameReader, ReadFrameError},
     identity::{Credentials, IdentityDir},

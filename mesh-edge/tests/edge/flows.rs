@@ -104,7 +104,7 @@ async fn a_flow_to_a_service_carries_datagrams_and_leaves_a_record() {
     flow.sink.finish().await;
     let record = mesh.edge.record().await;
     let carried = 5 + 1 + 1000 + 9000 + 65_507;
-    assert_eq!((record.outcome, record.up, record.down), ("finished", carried, carried));
+    assert_eq!((&*record.outcome, record.up, record.down), ("finished", carried, carried));
     assert_eq!(record.rule, "service dns");
     assert_eq!(mesh.edge.sample("mesh_edge_datagrams_total{direction=\"up\"}"), Some(6.0));
     assert_eq!(mesh.edge.sample("mesh_edge_udp_flows_active"), Some(0.0));
@@ -188,6 +188,6 @@ async fn a_closed_port_is_told_by_a_reset() {
         Err(refusal) => assert_eq!(refusal.code, RefuseCode::TargetRefused, "the reset came first"),
     }
     let record = mesh.edge.record().await;
-    assert_eq!((record.outcome, record.detail.as_str()), ("reset", "nothing listens on that UDP port"));
+    assert_eq!((&*record.outcome, record.detail.as_str()), ("reset", "nothing listens on that UDP port"));
     mesh.end().await;
 }

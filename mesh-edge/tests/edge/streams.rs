@@ -70,7 +70,7 @@ async fn an_allowed_target_is_reached_and_leaves_a_record() {
     stream.send.finish();
     assert_eq!(read_to_end(&mut stream.recv).await, b"");
     let record = mesh.edge.record().await;
-    assert_eq!((record.outcome, record.up, record.down), ("finished", 10, 10));
+    assert_eq!((&*record.outcome, record.up, record.down), ("finished", 10, 10));
     assert_eq!((record.who.as_str(), record.from.as_str(), record.door.as_str()), ("user/alice", "s-1", "proxy"));
     assert_eq!((record.edge.as_str(), record.rule.as_str()), ("shop-1", target.to_string().as_str()));
     assert_eq!(mesh.edge.sample("mesh_edge_bytes_total{direction=\"up\"}"), Some(10.0));
@@ -121,7 +121,7 @@ async fn what_is_not_allowed_not_there_or_not_understood_is_refused_with_its_own
         let refusal = open(&mesh.link, target).await.unwrap_err();
         assert_eq!(refusal.code, code, "{target}: {refusal}");
         let record = mesh.edge.record().await;
-        assert_eq!((record.outcome, record.code), ("refused", code.slug()), "{target}");
+        assert_eq!((&*record.outcome, &*record.code), ("refused", code.slug()), "{target}");
         assert!(!record.detail.is_empty());
     }
     let mut nonsense = mesh.link.open().await.unwrap();
@@ -205,7 +205,7 @@ async fn a_reset_is_seen_as_a_reset_on_the_other_side() {
     let error = soon("a reset", stream.recv.chunk(10)).await.unwrap_err();
     assert_eq!(error, StreamError::Reset(ResetCode::PeerReset));
     let record = mesh.edge.record().await;
-    assert_eq!((record.outcome, record.code), ("reset", "peer-reset"));
+    assert_eq!((&*record.outcome, &*record.code), ("reset", "peer-reset"));
     drop(stream);
 
     let (stream, _) = open_with(&mesh.link, &to(watching), b"ping").await.unwrap();
@@ -289,7 +289,7 @@ async fn an_opener_that_goes_away_ends_the_dialing() {
     .await;
     stream.abort(ResetCode::Cancelled);
     let record = mesh.edge.record().await;
-    assert_eq!((record.outcome, record.code), ("reset", "cancelled"));
+    assert_eq!((&*record.outcome, &*record.code), ("reset", "cancelled"));
     mesh.end().await;
 }
 

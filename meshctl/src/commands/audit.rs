@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use proto::{
-    audit::{AccessEntry, AccessPage, KeptEntry},
+    audit::{AccessPage, AccessRecord, KeptRecord},
     id::{EdgeId, UserId},
 };
 use runtime::{clock::unix_now, shutdown};
@@ -163,8 +163,8 @@ async fn newest(session: &Session) -> Result<i64, Failure> {
     Ok(page.records.last().map_or(0, |kept| kept.number))
 }
 
-fn outcome(entry: &AccessEntry) -> Cell {
-    let words = if entry.code.is_empty() { entry.outcome.clone() } else { format!("{} {}", entry.outcome, entry.code) };
+fn outcome(entry: &AccessRecord) -> Cell {
+    let words = if entry.code.is_empty() { entry.outcome.to_string() } else { format!("{} {}", entry.outcome, entry.code) };
     Cell::toned(words, if entry.outcome == "finished" { Tone::Good } else { Tone::Bad })
 }
 
@@ -177,10 +177,10 @@ fn bytes(count: u64) -> String {
     }
 }
 
-fn table(records: &[KeptEntry], now: i64) -> Table {
+fn table(records: &[KeptRecord], now: i64) -> Table {
     let mut table =
         Table::new(&["ENDED", "WHO", "DOOR", "TARGET", "EDGE", "CARRIER", "RULE", "UP", "DOWN", "LASTED", "OUTCOME"]);
-    for KeptEntry { entry, .. } in records {
+    for KeptRecord { entry, .. } in records {
         let said = |text: &str| Cell::or_dash((!text.is_empty()).then_some(text));
         let ended = i64::try_from(entry.unix_ms / 1000).unwrap_or(i64::MAX);
         table.row(vec![
@@ -201,9 +201,9 @@ fn table(records: &[KeptEntry], now: i64) -> Table {
 }
 
 /// One that came while following.
-fn line(kept: &KeptEntry) -> String {
-    let AccessEntry { who, door, target, edge, up, down, duration_ms, outcome, code, detail, .. } = &kept.entry;
-    let more = [code, detail].into_iter().filter(|text| !text.is_empty()).map(|text| format!(" {text}"));
+fn line(kept: &KeptRecord) -> String {
+    let AccessRecord { who, door, target, edge, up, down, duration_ms, outcome, code, detail, .. } = &kept.entry;
+    let more = [code.as_ref(), detail].into_iter().filter(|text| !text.is_empty()).map(|text| format!(" {text}"));
     let more: String = more.collect();
     let (up, down, took) = (bytes(*up), bytes(*down), text::millis(Duration::from_millis(*duration_ms)));
     format!("{who} {door} {target} at {edge}: {up} up, {down} down, {took}, {outcome}{more}")
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn records_are_told_at_a_glance() {
-        let entry = AccessEntry {
+        let entry = AccessRecord {
             unix_ms: 995_000,
             who: "user/alice".into(),
             door: "proxy".into(),
@@ -248,9 +248,9 @@ mod tests {
             duration_ms: 5,
             outcome: "refused".into(),
             code: "policy-denied".into(),
-            ..AccessEntry::default()
+            ..AccessRecord::default()
         };
-        let kept = KeptEntry { number: 7, entry };
+        let kept = KeptRecord { number: 7, entry };
         let text = table(std::slice::from_ref(&kept), 1000).render(false);
         let row =
             "5s ago  user/alice  proxy  shop-1:22  shop-1  -        ops   12 B  12 kB  5.00 ms  refused policy-denied";
