@@ -298,9 +298,11 @@ impl Heart {
     /// What to do now; a new socket is taken in here.
     fn beat(&self, mood: Mood) -> Beat {
         loop {
+            let stats = self.link.stats();
             let seen = Seen {
                 now: Instant::now(),
-                received: self.link.stats().received_bytes,
+                received: stats.received_bytes,
+                lost: stats.lost_packets,
                 in_use: self.load.count() > 0,
                 rtt: self.link.rtt(),
                 signs: self.link.signs().map(|signs| *signs.borrow()).unwrap_or_default(),

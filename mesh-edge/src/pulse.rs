@@ -24,6 +24,9 @@ const SILENCE: (Duration, Duration, Duration) =
 /// least; at most so long, or so much more than the period.
 const DEAF: (u32, Duration, Duration, Duration) =
     (5, Duration::from_secs(2), Duration::from_secs(12), Duration::from_secs(6));
+/// How much more of that it may take while the other side acknowledges what is sent, as far as it arrives: the path has
+/// become one on which answers are lost, such as one that takes no large packets any more, and is being learnt anew.
+const DEAF_AND_ACKNOWLEDGED: u32 = 2;
 /// Times that the edge looked in vain, or asked, before it believes: a process that was stopped itself heard nothing
 /// either.
 const IN_VAIN: usize = 3;
@@ -46,6 +49,8 @@ pub(crate) struct Seen {
     pub(crate) now: Instant,
     /// Bytes that have arrived in the life of the link.
     pub(crate) received: u64,
+    /// Packets that were taken for lost, since others behind them were acknowledged.
+    pub(crate) lost: u64,
     /// Whether there are streams in it.
     pub(crate) in_use: bool,
     /// The round trip.
@@ -117,6 +122,8 @@ pub(crate) struct Pulse {
     /// Something makes a ping worth sending now.
     wanted: bool,
     answered: Instant,
+    /// When something was last seen to be acknowledged behind packets that were lost, and how many those were.
+    acknowledged: (Instant, u64),
     /// When something came: not before this. It is known only from look to look.
     heard: Instant,
     looked: Instant,
@@ -149,6 +156,7 @@ impl Pulse {
             pinged: None,
             wanted: true,
             answered: now,
+            acknowledged: (now, 0),
             heard: now,
             looked: now,
             received: 0,
@@ -221,6 +229,9 @@ impl Pulse {
         } else if seen.now >= self.in_vain.1 + BETWEEN_LOOKS {
             self.in_vain = (self.in_vain.0 + 1, seen.now);
         }
+        if seen.lost > self.acknowledged.1 {
+            self.acknowledged = (seen.now, seen.lost);
+        }
         self.looked = seen.now;
         self.look_at_flow(seen);
         let refusals = self.refusals(seen);
@@ -270,7 +281,7 @@ impl Pulse {
             let why = format!("ICMP port unreachable, {count} times, and nothing else came");
             return Some(LinkEnd::new(EndCause::NobodyListens, why));
         }
-        let (silence, deaf) = (now - self.heard, now - self.answered);
+        let (silence, deaf) = (now - self.heard, now.saturating_duration_since(self.deaf_since()));
         let vain = self.in_vain.0 >= IN_VAIN;
         if vain && silence >= self.silence() && self.unheard().is_some() {
             let why = format!("nothing has come from the shard for {:.1} s", silence.as_secs_f32());
@@ -278,7 +289,10 @@ impl Pulse {
         }
         let link_lives = self.unanswered.front().is_some_and(|(_, sent)| *sent <= self.heard);
         if link_lives && deaf >= self.deaf() && self.unanswered.len() >= IN_VAIN {
-            let why = format!("the shard has not answered for {:.1} s, and yet its link lives", deaf.as_secs_f32());
+            let why = format!(
+                "the shard has not answered for {:.1} s, and yet its link lives",
+                (now - self.answered).as_secs_f32()
+            );
             return Some(LinkEnd::new(EndCause::TimedOut, why));
         }
         None
@@ -290,6 +304,12 @@ impl Pulse {
 
     fn deaf(&self) -> Duration {
         (self.period * DEAF.0).clamp(DEAF.1, DEAF.2.max(self.period + DEAF.3))
+    }
+
+    /// From when on it counts that there is no answer.
+    fn deaf_since(&self) -> Instant {
+        let more = self.deaf() * (DEAF_AND_ACKNOWLEDGED - 1);
+        self.acknowledged.0.clamp(self.answered, self.answered + more)
     }
 
     /// The oldest ping behind which nothing at all has come.
@@ -312,7 +332,7 @@ impl Pulse {
             rebind: rebind.map(|at| at.max(self.rebind_again)),
             refused: self.refused.map(|(since, _)| since + seen.patience(CONTRADICT)),
             silence: self.unheard().map(|_| dead),
-            deaf: late.map(|_| self.answered + self.deaf()),
+            deaf: late.map(|_| self.deaf_since() + self.deaf()),
             flow: self.flow.map(|(at, ..)| at + BUSY.0),
             moved: self.moved.then_some(self.rebind_again),
         }

@@ -136,10 +136,11 @@ pub(crate) async fn latency(connect: &str, span: Duration, every: Duration, fres
     Ok(say(times)?)
 }
 
-/// Reads what a `source` sends until that ends, and says how.
+/// Reads what a `source` sends until that ends, and says how, and for how long at most nothing came.
 pub(crate) async fn pull(connect: &str, bytes: u64) -> anyhow::Result<()> {
     let mut socket = begin(connect, &format!("source {bytes}")).await?;
     let (mut buffer, mut got, began) = (vec![0; BLOCK], 0u64, Instant::now());
+    let (mut last, mut pause) = (None::<Instant>, Duration::ZERO);
     let end = loop {
         match socket.read(&mut buffer).await {
             Ok(0) => break "eof".to_owned(),
@@ -148,13 +149,16 @@ pub(crate) async fn pull(connect: &str, bytes: u64) -> anyhow::Result<()> {
                     say("flowing")?;
                 }
                 got += n as u64;
+                let now = Instant::now();
+                pause = pause.max(last.replace(now).map_or(Duration::ZERO, |last| now - last));
             }
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => break "reset".to_owned(),
             Err(e) => break format!("{:?}", e.kind()),
         }
     };
     let took = began.elapsed();
-    Ok(say(format_args!("bytes={got} mb_s={:.0} end={end}", rate(got, took)))?)
+    let pause = pause.as_millis();
+    Ok(say(format_args!("bytes={got} mb_s={:.0} pause_ms={pause} end={end}", rate(got, took)))?)
 }
 
 async fn echo_once(socket: &mut TcpStream) -> anyhow::Result<Duration> {

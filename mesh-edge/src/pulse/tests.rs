@@ -8,6 +8,7 @@ struct Story {
     began: Instant,
     now: u64,
     received: u64,
+    lost: u64,
     signs: Signs,
     in_use: bool,
     rtt: Duration,
@@ -29,6 +30,7 @@ impl Story {
             began,
             now: 0,
             received: 0,
+            lost: 0,
             signs: Signs::default(),
             in_use: false,
             rtt: RTT,
@@ -85,6 +87,7 @@ impl Story {
         let seen = Seen {
             now: self.at(self.now),
             received: self.received,
+            lost: self.lost,
             in_use: self.in_use,
             rtt: self.rtt,
             signs: self.signs,
@@ -165,6 +168,21 @@ fn whatever_comes_is_a_sign_of_life_but_not_for_ever() {
     story.deaf = true;
     story.until(5_000);
     assert_eq!(story.times("ping"), [0, 1_000, 2_000, 3_000, 4_000], "and it is asked until then");
+}
+
+#[test]
+fn a_path_that_loses_answers_and_is_acknowledged_has_twice_the_time() {
+    for (until_ms, dead) in [(0, 12_000), (5_000, 17_000), (60_000, 24_000)] {
+        let mut story = Story::new(3_000);
+        story.deaf = true;
+        for ms in (500..until_ms).step_by(500) {
+            story.until(ms);
+            story.lost += 1;
+        }
+        story.until(60_000);
+        let at = story.times("dead")[0];
+        assert!((dead - 600..=dead).contains(&at), "dead after {at} ms, not {dead}");
+    }
 }
 
 #[test]

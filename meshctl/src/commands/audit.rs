@@ -164,7 +164,8 @@ async fn newest(session: &Session) -> Result<i64, Failure> {
 }
 
 fn outcome(entry: &AccessRecord) -> Cell {
-    let words = if entry.code.is_empty() { entry.outcome.to_string() } else { format!("{} {}", entry.outcome, entry.code) };
+    let words =
+        if entry.code.is_empty() { entry.outcome.to_string() } else { format!("{} {}", entry.outcome, entry.code) };
     Cell::toned(words, if entry.outcome == "finished" { Tone::Good } else { Tone::Bad })
 }
 
