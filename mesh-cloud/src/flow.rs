@@ -14,8 +14,8 @@ use proto::{
 };
 use runtime::{
     access::{AccessRecord, AccessWriter},
-    frames::FrameReader,
-    link::{RecvHalf, SendHalf, Stalled, Stream},
+    frames::{FrameReader, ReadFrameError},
+    link::{RecvHalf, SendHalf, Stalled, Stream, StreamError},
     splice::{Broken, End, Meter, Source, splice},
 };
 use tokio::time::{Instant, timeout_at};
@@ -318,6 +318,12 @@ impl Waiting {
                 Err(e) => Err(Refusal::because(RefuseCode::Internal, format!("edge/{edge} answered nonsense: {e}"))),
             },
             Ok(Ok(None)) => Err(lost("the edge ended the stream".into())),
+            // A reset overtakes what was sent before it: the edge had said yes, and the target broke off at once.
+            Ok(Err(ReadFrameError::Stream(StreamError::Reset(ResetCode::PeerReset)))) => {
+                let reason =
+                    format!("the target broke off as soon as edge/{edge} had reached it; does it listen there?");
+                Err(Refusal::because(RefuseCode::TargetRefused, reason))
+            }
             Ok(Err(e)) => Err(lost(e.to_string())),
             Err(_) => {
                 let reason = format!("edge/{edge} did not answer in time; its link may be down");

@@ -119,7 +119,7 @@ pub(crate) async fn open(link: &Link, target: &Target) -> Result<Opened, OpenErr
 /// The same for a flow of datagrams.
 ///
 /// # Errors
-/// As [`open`].
+/// As [`open()`].
 pub(crate) async fn open_flow(link: &Link, target: &Target) -> Result<Opened, OpenError> {
     Ok(open::open(link, Open::flow(target.clone())).await?)
 }

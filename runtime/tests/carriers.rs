@@ -507,16 +507,18 @@ async fn an_unread_link_holds_no_more_than_its_window(carrier: Carrier) {
     // What the reader holds, what the writer holds, and what is between the two.
     assert!(taken < 4 * 1024 * 1024, "{taken} bytes were taken that nobody has read");
     // And everything goes on once it is read.
-    let (mut here, mut there): (Vec<_>, _) = (done.into_iter().map(|(here, _)| here).collect(), unread);
+    let (mut here, there): (Vec<_>, _) = (done.into_iter().map(|(here, _)| here).collect(), unread);
+    // All at once: what is not read holds up what is behind it.
     let reads = async {
-        let mut all = 0;
-        for stream in &mut there {
-            all += rest(&mut stream.recv).await.0;
+        let mut readers = JoinSet::new();
+        for mut stream in there {
+            readers.spawn(async move { (rest(&mut stream.recv).await.0, stream) });
         }
-        all
+        readers.join_all().await
     };
     here.iter_mut().for_each(|stream| stream.send.finish());
-    let all = soon("it is read", reads).await;
+    let there = soon("it is read", reads).await;
+    let all: usize = there.iter().map(|(bytes, _)| bytes).sum();
     assert!(all + 50 * 1024 >= taken, "{all} of {taken}");
 }
 

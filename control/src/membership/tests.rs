@@ -227,7 +227,11 @@ async fn shards_that_come_soon_after_one_another_are_one_ring() {
         story.reporting.insert(shard);
         story.wait(4).await;
     }
-    assert_eq!(story.ring(), ["a", "b", "c", "d", "e", "f", "g"], "d waited for 15 s and took those along who had come");
+    assert_eq!(
+        story.ring(),
+        ["a", "b", "c", "d", "e", "f", "g"],
+        "d waited for 15 s and took those along who had come"
+    );
 
     // If nobody else is left there is nothing to wait for.
     let mut story = Story::with(1, &["a"]).await;

@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// A shard whose UDP goes through a relay, with its TCP on the same port.
-async fn shard(ca: &TestCa) -> (FakeShard, Relay) {
+fn shard(ca: &TestCa) -> (FakeShard, Relay) {
     let shard = FakeShard::start(ca, "s-1");
-    let relay = Relay::start(&shard).await;
+    let relay = Relay::start(&shard);
     (shard.with_tcp(relay.address), relay)
 }
 
@@ -64,7 +64,7 @@ async fn all_ends(edge: TestEdge, link: &Link) {
 #[tokio::test]
 async fn a_network_without_udp_is_got_through_at_once_and_left_for_quic_when_that_opens() {
     let (ca, tasks) = mesh();
-    let (shard, relay) = shard(&ca).await;
+    let (shard, relay) = shard(&ca);
     relay.swallow();
     let began = Instant::now();
     let edge = edge(&ca, &relay, |_| ());
@@ -99,7 +99,7 @@ async fn a_network_without_udp_is_got_through_at_once_and_left_for_quic_when_tha
 #[tokio::test]
 async fn udp_that_is_blocked_in_mid_life_is_replaced_within_ten_seconds() {
     let (ca, tasks) = mesh();
-    let (shard, relay) = shard(&ca).await;
+    let (shard, relay) = shard(&ca);
     let edge = edge(&ca, &relay, |_| ());
     let over_quic = next(&shard, Carrier::Quic).await.keep_alive(&tasks);
     edge.connected(&shard).await;
@@ -123,7 +123,7 @@ async fn udp_that_is_blocked_in_mid_life_is_replaced_within_ten_seconds() {
 #[tokio::test]
 async fn a_closed_udp_port_sends_the_edge_to_tcp_without_waiting() {
     let (ca, tasks) = mesh();
-    let (shard, mut relay) = shard(&ca).await;
+    let (shard, mut relay) = shard(&ca);
     relay.close().await;
     // So that only the refusal can be the reason.
     let edge = edge(&ca, &relay, |config| config.carriers.head_start = LONG);
@@ -137,7 +137,7 @@ async fn a_closed_udp_port_sends_the_edge_to_tcp_without_waiting() {
 #[tokio::test]
 async fn what_the_shard_says_by_quic_is_not_asked_again_by_tcp() {
     let (ca, tasks) = mesh();
-    let (_shard, relay) = shard(&TestCa::new()).await;
+    let (_shard, relay) = shard(&TestCa::new());
     let accepting = _shard.link();
     let edge = edge(&ca, &relay, |_| ());
     let refused = edge.phase("the edge sees another mesh", |phase| matches!(phase, Phase::Refused { .. }));
@@ -153,7 +153,7 @@ async fn what_the_shard_says_by_quic_is_not_asked_again_by_tcp() {
 #[tokio::test]
 async fn a_proxy_is_the_way_where_there_is_no_other() {
     let (ca, tasks) = mesh();
-    let (shard, relay) = shard(&ca).await;
+    let (shard, relay) = shard(&ca);
     relay.swallow();
     let proxy = server(&tasks, |mut client| async move {
         let mut head = Vec::new();

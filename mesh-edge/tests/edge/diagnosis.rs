@@ -79,7 +79,7 @@ async fn a_good_network_is_called_good_and_the_largest_datagram_is_found() {
 async fn each_thing_that_is_in_the_way_has_its_word() {
     let (ca, tasks) = mesh();
     let shard = FakeShard::start(&ca, "s-1");
-    let relay = Relay::start(&shard).await;
+    let relay = Relay::start(&shard);
     let address = relay.address.to_string();
     receive(shard.with_tcp(relay.address), &tasks);
     relay.swallow();
@@ -133,7 +133,7 @@ async fn a_shard_that_has_second_thoughts_is_not_called_good() {
 async fn an_edge_tells_its_shard_how_it_came_and_itself_how_it_stands() {
     let (ca, tasks) = mesh();
     let shard = FakeShard::start(&ca, "s-1");
-    let relay = Relay::start(&shard).await;
+    let relay = Relay::start(&shard);
     let shard = shard.with_tcp(relay.address);
     relay.swallow();
     let edge = TestEdge::start_as(&ca, ca.issue("edge/shop-1"), None, |config| {

@@ -19,7 +19,7 @@ use mesh_edge::{
 use prometheus::Registry;
 use proto::{
     ALPN_MESH,
-    code::CloseCode,
+    code::{CloseCode, RefuseCode, ResetCode},
     frame::{MAX_EDGE_TO_SHARD, MAX_STREAM_HEAD},
     identity::Role,
     message::{Candidate, EdgeToShard, Hello, ShardToEdge, Welcome},
@@ -31,10 +31,10 @@ use rand::{SeedableRng, rngs::StdRng};
 use runtime::{
     access::{AccessRecord, AccessWriter},
     clock,
-    frames::FrameReader,
+    frames::{FrameReader, ReadFrameError},
     identity::{Credentials, IdentityDir},
     link::{
-        Link, LinkEnd, RecvHalf, SendHalf, Stream,
+        Link, LinkEnd, RecvHalf, SendHalf, Stream, StreamError,
         listen::Listener,
         quic::{self, Dialer, LinkLimits},
         tcp::{TcpDialer, TcpDoor},
@@ -229,7 +229,13 @@ pub(crate) async fn open_as(link: &Link, open: Open, early: &'static [u8]) -> Re
     let mut head = [open.encode().unwrap(), Bytes::from_static(early)];
     stream.send.write(&mut head).await.unwrap();
     let mut reader = FrameReader::new(MAX_STREAM_HEAD);
-    let answer = soon("an answer", reader.next(&mut stream.recv)).await.unwrap().unwrap();
+    let answer = match soon("an answer", reader.next(&mut stream.recv)).await {
+        // A reset overtakes the answer. Shards take it for this.
+        Err(ReadFrameError::Stream(StreamError::Reset(ResetCode::PeerReset))) => {
+            return Err(Refusal::new(RefuseCode::TargetRefused));
+        }
+        answer => answer.unwrap().unwrap(),
+    };
     stream.recv.unread(reader.into_rest());
     match Answer::decode(answer).unwrap() {
         Answer::Opened { address, .. } => Ok((stream, address)),

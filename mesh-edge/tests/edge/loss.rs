@@ -31,7 +31,7 @@ fn avoided(visit: &Visit) -> Vec<&str> {
 async fn a_shard_whose_port_closes_is_left_for_the_next_owner_at_once() {
     let (ca, tasks) = mesh();
     let (shard, next) = (FakeShard::start(&ca, "s-1"), FakeShard::start(&ca, "s-2"));
-    let mut relay = Relay::start(&shard).await;
+    let mut relay = Relay::start(&shard);
     let edge = TestEdge::start_at(&ca, vec![relay.address.to_string()]);
     let first = served(&edge, &shard, &next).await.keep_alive(&tasks);
     relay.close().await;
@@ -52,7 +52,7 @@ async fn a_shard_whose_port_closes_is_left_for_the_next_owner_at_once() {
 async fn a_port_that_closes_for_a_moment_kills_no_tunnel() {
     let (ca, tasks) = mesh();
     let (shard, next) = (FakeShard::start(&ca, "s-1"), FakeShard::start(&ca, "s-2"));
-    let mut relay = Relay::start(&shard).await;
+    let mut relay = Relay::start(&shard);
     let edge = TestEdge::start_at(&ca, vec![relay.address.to_string()]);
     let link = served(&edge, &shard, &next).await.keep_alive(&tasks);
     let (mut stream, _) = open(&link, "shop-1/(probe)").await.unwrap();
@@ -84,7 +84,7 @@ async fn a_port_that_closes_for_a_moment_kills_no_tunnel() {
 async fn a_shard_that_nothing_comes_from_is_left_in_twelve_seconds() {
     let (ca, tasks) = mesh();
     let (shard, next) = (FakeShard::start(&ca, "s-1"), FakeShard::start(&ca, "s-2"));
-    let relay = Relay::start(&shard).await;
+    let relay = Relay::start(&shard);
     let edge = TestEdge::start_at(&ca, vec![relay.address.to_string()]);
     let first = served(&edge, &shard, &next).await.keep_alive(&tasks);
     relay.swallow();
@@ -106,7 +106,7 @@ async fn a_shard_that_nothing_comes_from_is_left_in_twelve_seconds() {
 async fn a_tunnel_outlives_the_nat_that_forgot_it() {
     let (ca, tasks) = mesh();
     let (shard, next) = (FakeShard::start(&ca, "s-1"), FakeShard::start(&ca, "s-2"));
-    let relay = Relay::start(&shard).await;
+    let relay = Relay::start(&shard);
     let edge = TestEdge::start_at(&ca, vec![relay.address.to_string()]);
     let link = served(&edge, &shard, &next).await.keep_alive(&tasks);
     let (mut stream, _) = open(&link, "shop-1/(probe)").await.unwrap();
@@ -127,7 +127,7 @@ async fn a_tunnel_outlives_the_nat_that_forgot_it() {
 async fn an_owner_that_is_dead_or_full_makes_the_edge_stay_where_it_asks_next() {
     let (ca, tasks) = mesh();
     let (asked, owner) = (FakeShard::start(&ca, "s-1"), FakeShard::start(&ca, "s-2"));
-    let mut dead = Relay::start(&owner).await;
+    let mut dead = Relay::start(&owner);
     dead.close().await;
     for full in [false, true] {
         let edge = TestEdge::start(&ca, &[&asked], |_| ());

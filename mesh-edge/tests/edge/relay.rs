@@ -36,7 +36,7 @@ enum Order {
 }
 
 impl Relay {
-    pub(crate) async fn start(shard: &FakeShard) -> Self {
+    pub(crate) fn start(shard: &FakeShard) -> Self {
         let front = on_free_port(std::net::UdpSocket::bind::<SocketAddr>);
         front.set_nonblocking(true).unwrap();
         let front = UdpSocket::from_std(front).unwrap();
