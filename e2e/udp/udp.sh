@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# udp: iperf3, a DNS server and a CoAP server behind an edge, reached through UDP doors over QUIC and over TCP.
+# udp: iperf3, a DNS server and a CoAP server behind an edge, reached through UDP doors over QUIC and over TCP; and the DNS door.
 source "$(dirname "$0")/../lib.sh"
 "$(dirname "$0")/../../scripts/need" iperf3 dig dnsmasq coap-client-notls socat
 
 step 'iperf3, dnsmasq and a CoAP server'
-port iperf-server dns-server coap-server detour forwarded
+port iperf-server dns-server coap-server detour forwarded names resolver
 start iperf-server iperf3 -s -B 127.0.0.1 -p "${at[iperf-server]}"
 text=$(printf 'x%.0s' {1..250})
 start dns-server dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --port="${at[dns-server]}" \
@@ -17,6 +17,7 @@ ok
 
 step 'two edges, one of them in a network without UDP'
 control
+tcp_doors=("dns = '$host:${at[names]}'")
 for edge in shop-1 shop-2; do
   door "$edge.iperf" "$edge/iperf"
   udp_door "$edge.iperf" "$edge/iperf-udp"
@@ -85,6 +86,26 @@ for edge in shop-1 shop-2; do
   same "$(tr -d '\n' < "$dir/coap-back" | sha256sum)" "$(sha256sum < "$dir/coap-body")"
   ok '5000 bytes there and back'
 done
+
+step 'the DNS door: dig over UDP and TCP, and dnsmasq as a resolver in front'
+ask() { dig @127.0.0.1 -p "${at[names]}" +time=2 +tries=1 "$@"; }
+same "$(ask +short "shop-1.$domain")" 127.0.0.1
+same "$(ask +short +tcp "iperf.SHOP-2.$domain")" 127.0.0.1
+answer=$(ask +bufsize=1232 "shop-3.$domain")
+has "$answer" 'status: NXDOMAIN'
+has "$answer" 'flags: qr aa'
+has "$answer" 'EDNS: version: 0'
+has "$answer" "SOA	ns.$domain."
+has "$(ask AAAA "shop-1.$domain")" 'status: NOERROR*ANSWER: 0, AUTHORITY: 1'
+has "$(ask example.org)" 'status: REFUSED'
+has "$(ask AXFR "$domain")" 'Transfer failed'
+same "$(ask +short NS "$domain")" "ns.$domain."
+start resolver dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --port="${at[resolver]}" \
+  --listen-address=127.0.0.1 --bind-interfaces --user="$(id -un)" --pid-file= --server="/$domain/127.0.0.1#${at[names]}"
+resolved() { [[ $(dig @127.0.0.1 -p "${at[resolver]}" +short +time=1 +tries=1 "shop-1.$domain") == 127.0.0.1 ]]; }
+wait_for 10 resolved
+has "$(dig @127.0.0.1 -p "${at[resolver]}" +time=2 +tries=1 "shop-3.$domain")" 'status: NXDOMAIN'
+ok "$(awk '/MSG SIZE/ { print $NF }' <<< "$answer") bytes for a name that is not there"
 
 step 'meshctl forward --udp'
 start forward meshctl forward --udp shop-1/dns "${at[forwarded]}"

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Display,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     str::FromStr,
     time::Duration,
@@ -138,6 +138,12 @@ pub struct DoorsConfig {
     /// A jump host for OpenSSH, `ssh -J SHARD:2222 USER@EDGE`. Shut unless it is named here: `[::]:2222`.
     #[serde(deserialize_with = "address_or_none")]
     pub ssh: Option<SocketAddr>,
+    /// The name server of `domain`, over UDP and TCP. Shut unless it is named here: `[::]:53`. On a host with several
+    /// addresses, name the one that answers are to come from.
+    #[serde(deserialize_with = "address_or_none")]
+    pub dns: Option<SocketAddr>,
+    /// Addresses that the names of edges lead to; those at which the shards of the ring are advertised if none is given.
+    pub dns_answers: Vec<IpAddr>,
     /// Single ports that lead to single targets.
     pub tcp: Vec<TcpDoorConfig>,
     /// Single UDP ports that lead to single targets.
@@ -155,6 +161,8 @@ impl Default for DoorsConfig {
             http: on(7481),
             https: on(7482),
             ssh: None,
+            dns: None,
+            dns_answers: Vec::new(),
             tcp: Vec::new(),
             udp: Vec::new(),
             egress: EgressConfig::default(),

@@ -11,6 +11,7 @@ use tokio::{
 
 use crate::metrics::Metrics;
 
+pub mod dns;
 pub mod egress;
 pub mod http;
 pub mod https;

@@ -10,38 +10,55 @@ use tokio::time::Instant;
 const BURST: u32 = 8;
 /// After that, one in this time.
 const REFILL: Duration = Duration::from_secs(2);
-/// Edges that are remembered; when there are more, those that have been quiet long enough are forgotten, and then all.
+/// How many are remembered; when there are more, those that have been quiet long enough are forgotten, and then all.
 const REMEMBERED: usize = 100_000;
 
-/// How often edges come. A token bucket for each, which is kept only while it is not full.
-#[derive(Debug, Default)]
-pub struct Arrivals(Mutex<HashMap<EdgeId, (f64, Instant)>>);
+/// How often edges come, or others who are told apart by a key. A token bucket for each, which is kept only while it is
+/// not full.
+#[derive(Debug)]
+pub struct Arrivals<K = EdgeId> {
+    buckets: Mutex<HashMap<K, (f64, Instant)>>,
+    burst: f64,
+    refill: Duration,
+}
 
-impl Arrivals {
-    /// Takes note of an edge that comes.
+impl Default for Arrivals {
+    fn default() -> Self {
+        Self::new(BURST, REFILL)
+    }
+}
+
+impl<K: Clone + Eq + Hash> Arrivals<K> {
+    /// So many in a row of each, and after that one in this time.
+    #[must_use]
+    pub fn new(burst: u32, refill: Duration) -> Self {
+        Self { buckets: Mutex::default(), burst: f64::from(burst), refill }
+    }
+
+    /// Takes note of one that comes.
     ///
     /// # Errors
     /// If it comes too often: how long it must wait.
-    pub fn come(&self, edge: &EdgeId, now: Instant) -> Result<(), Duration> {
-        let mut all = self.0.lock();
+    pub fn come(&self, who: &K, now: Instant) -> Result<(), Duration> {
+        let mut all = self.buckets.lock();
         if all.len() >= REMEMBERED {
-            all.retain(|_, (tokens, at)| refilled(*tokens, *at, now) < f64::from(BURST));
+            all.retain(|_, (tokens, at)| self.refilled(*tokens, *at, now) < self.burst);
         }
         if all.len() >= REMEMBERED {
             all.clear();
         }
-        let (tokens, at) = all.get(edge).copied().unwrap_or_else(|| (f64::from(BURST), now));
-        let tokens = refilled(tokens, at, now);
+        let (tokens, at) = all.get(who).copied().unwrap_or((self.burst, now));
+        let tokens = self.refilled(tokens, at, now);
         if tokens < 1.0 {
-            return Err(REFILL.mul_f64(1.0 - tokens));
+            return Err(self.refill.mul_f64(1.0 - tokens));
         }
-        all.insert(edge.clone(), (tokens - 1.0, now));
+        all.insert(who.clone(), (tokens - 1.0, now));
         Ok(())
     }
-}
 
-fn refilled(tokens: f64, at: Instant, now: Instant) -> f64 {
-    (tokens + now.duration_since(at).as_secs_f64() / REFILL.as_secs_f64()).min(f64::from(BURST))
+    fn refilled(&self, tokens: f64, at: Instant, now: Instant) -> f64 {
+        (tokens + now.duration_since(at).as_secs_f64() / self.refill.as_secs_f64()).min(self.burst)
+    }
 }
 
 /// Counts what each identity has open, up to a bound for each.

@@ -62,6 +62,7 @@ use config::ShardConfig;
 use directory::Directory;
 use doors::{
     Door,
+    dns::DnsDoor,
     egress::{EgressDoor, Opening},
     http::HttpDoor,
     https::HttpsDoor,
@@ -74,7 +75,7 @@ use doors::{
 use drain::Drain;
 use fair::{Shares, UserShares};
 use follow::Clients;
-use links::listen;
+use links::{listen, reset_key};
 pub use links::{endpoint_config, link_limits, peer_config, peer_limits, tcp_door};
 use listener::Reception;
 use live::LiveCredentials;
@@ -133,6 +134,8 @@ pub struct Shard {
     pub ssh: Option<SocketAddr>,
     /// Who the shard is there.
     pub ssh_host: Option<Arc<Host>>,
+    /// The DNS door, over UDP and TCP.
+    pub dns: Option<SocketAddr>,
     /// The TCP doors, by name.
     pub tcp: Vec<(String, SocketAddr)>,
     /// The UDP doors, by name.
@@ -269,17 +272,6 @@ fn control_addresses(config: &ShardConfig, dir: &IdentityDir) -> anyhow::Result<
     given.iter().map(|address| address.parse().with_context(|| format!("control: {address:?}"))).collect()
 }
 
-/// The key by which links of a shard that was killed know its successor's resets; made at the first start.
-fn reset_key(dir: &IdentityDir) -> anyhow::Result<Vec<u8>> {
-    const NOTE: &str = "reset.key";
-    if let Some(key) = dir.read(NOTE)?.filter(|key| key.len() >= 32) {
-        return Ok(key.into_bytes());
-    }
-    let key = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-    dir.write(NOTE, &key)?;
-    Ok(key.into_bytes())
-}
-
 /// Works until the drain is over: what a shard hears from control while it leaves decides where its edges go.
 async fn until_drained(mut standing: watch::Receiver<ShardState>, work: impl Future<Output = ()>) {
     let drained = async { while standing.changed().await.is_ok() {} };
@@ -359,6 +351,7 @@ pub fn start_with(config: &ShardConfig, parts: Parts, tasks: &Tasks) -> anyhow::
         https: None,
         ssh: None,
         ssh_host: None,
+        dns: None,
         tcp: Vec::new(),
         udp: Vec::new(),
         egress: None,
@@ -444,6 +437,7 @@ impl Doors<'_> {
         if let Some(address) = doors.ssh {
             self.open_ssh(address, shard)?;
         }
+        shard.dns = DnsDoor::open(self.config, self.router, self.accepting)?;
         for tcp in &doors.tcp {
             let (router, door) = (self.router.clone(), tcp.clone());
             let visit = move |v| doors::tcp::visit(v, router.clone(), door.clone());

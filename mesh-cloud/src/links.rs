@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use proto::{ALPN_MESH, ALPN_PEER, connection_id::Place, identity::Role};
 use runtime::{
+    identity::IdentityDir,
     link::{
         Link,
         listen::Listener,
@@ -130,4 +131,15 @@ pub fn peer_config(
     // A resumed session would show a certificate that has been renewed meanwhile; shards do not dial often.
     tls.resumption = rustls::client::Resumption::disabled();
     Ok(quic::client_config(tls, limits)?)
+}
+
+/// The key by which links of a shard that was killed know its successor's resets; made at the first start.
+pub(crate) fn reset_key(dir: &IdentityDir) -> anyhow::Result<Vec<u8>> {
+    const NOTE: &str = "reset.key";
+    if let Some(key) = dir.read(NOTE)?.filter(|key| key.len() >= 32) {
+        return Ok(key.into_bytes());
+    }
+    let key = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+    dir.write(NOTE, &key)?;
+    Ok(key.into_bytes())
 }

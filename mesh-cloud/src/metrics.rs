@@ -38,6 +38,8 @@ pub struct Metrics {
     pub door_connections: IntGaugeVec,
     /// Connections that a door turned away, by reason.
     pub door_refusals: IntCounterVec,
+    /// Queries that came to the DNS door, `over` `udp` or `tcp`, by outcome.
+    pub dns_queries: IntCounterVec,
     /// Keys and certificates that SSH clients showed, by outcome.
     pub ssh_logins: IntCounterVec,
     /// When the SSH host certificate ends, in seconds since 1970; 0 without one.
@@ -130,6 +132,7 @@ impl Metrics {
             open_seconds,
             door_connections: gauges("door_connections", "Connections on each door.", &["door"])?,
             door_refusals: counters("door_refusals_total", "Connections turned away by a door.", &["door", "reason"])?,
+            dns_queries: counters("dns_queries_total", "Queries at the DNS door, by outcome.", &["over", "outcome"])?,
             ssh_logins: counters(
                 "ssh_logins_total",
                 "Keys and certificates that SSH clients showed, by outcome.",

@@ -8,6 +8,7 @@
 )]
 
 mod carrier;
+mod dns;
 mod egress;
 mod egress_grpc;
 mod egress_silence;
