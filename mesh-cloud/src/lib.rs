@@ -75,8 +75,8 @@ use doors::{
 use drain::Drain;
 use fair::{Shares, UserShares};
 use follow::Clients;
-use links::{listen, reset_key};
 pub use links::{endpoint_config, link_limits, peer_config, peer_limits, tcp_door};
+use links::{listen, reset_key};
 use listener::Reception;
 use live::LiveCredentials;
 use metrics::Metrics;

@@ -424,7 +424,9 @@ mod tests {
         assert_eq!(ask(&zone, &state, &message).edns.unwrap().max_payload(), PAYLOAD);
         message.edns.as_mut().unwrap().set_version(1);
         let answer = ask(&zone, &state, &message);
-        assert_eq!((answer.response_code, answer.edns.unwrap().version()), (ResponseCode::BADVERS, 0));
+        // TSIG gives the same number another name.
+        let [said, wanted] = [answer.response_code, ResponseCode::BADVERS].map(u16::from);
+        assert_eq!((said, answer.edns.unwrap().version()), (wanted, 0));
         message.edns = None;
         message.metadata.op_code = OpCode::Update;
         assert_eq!(ask(&zone, &state, &message).response_code, ResponseCode::NotImp);
