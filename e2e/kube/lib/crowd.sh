@@ -142,7 +142,12 @@ flood() {
   began=$(now)
   say "$1" "$mark" 10000
   for ((number = 1; number < $2; number++)); do
-    wait_for 60 came_whole "$mark" "$dir/log/reader-$number.out" "$wanted"
+    wait_for 60 came_whole "$mark" "$dir/log/reader-$number.out" "$wanted" || {
+      # A kubelet that cannot watch a file ends `logs -f` as if the container had.
+      kill -0 "${pid[reader-$number]}" 2> /dev/null || fail "logs -f ended by itself: does this machine run out of \
+fs.inotify.max_user_instances ($(< /proc/sys/fs/inotify/max_user_instances))?"
+      return 1
+    }
   done
   echo $(($(now) - began))
 }
