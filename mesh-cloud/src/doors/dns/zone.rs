@@ -301,6 +301,7 @@ fn absolute(text: &str) -> anyhow::Result<Name> {
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
+    use proptest::prelude::*;
     use proto::{api::WatchEvent, ring::RingSpec};
 
     use super::*;
@@ -461,5 +462,26 @@ mod tests {
         }
         let whole = Arc::new(state);
         assert_eq!(said(&zone(&[]), &whole, &format!("{edge}.mesh.test."), RecordType::A).2.len(), MOST);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_gets_a_small_answer_or_none(
+            noise in prop::collection::vec(any::<u8>(), 0..700),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        ) {
+            let (zone, state) = (zone(&[]), state(&["shop-1"], &[("s1", &["192.0.2.1:7400"])]));
+            let mut changed = query("shop-1.mesh.test.", RecordType::A).to_vec().unwrap();
+            changed.extend(&noise);
+            for (at, to) in changes {
+                let at = at.index(changed.len());
+                changed[at] = to;
+            }
+            for query in [&noise, &changed] {
+                let (answer, outcome) = zone.answer(query, &state, true);
+                let length = answer.map_or(0, |answer| answer.len());
+                prop_assert!(length <= query.len().max(PLAIN), "{outcome:?}: {length} bytes");
+            }
+        }
     }
 }
