@@ -11,12 +11,12 @@
 //! | `GET /v1/access` | admins | | [`crate::audit::AccessPage`] |
 //! | `GET /v1/shards` | users | | [`ShardView`]s |
 //! | `PUT /v1/shards/{name}/order` | admins | [`ShardOrder`] | [`ShardView`] |
-//! | `GET /v1/ring` | users | | [`RingSpec`] |
+//! | `GET /v1/ring` | users | | [`RingSpec`](crate::ring::RingSpec) |
 //! | `GET/POST /v1/tokens`, `DELETE /v1/tokens/{id}` | admins | [`TokenRequest`] | [`TokenView`]s, [`TokenCreated`] |
 //! | `GET /v1/edges`, `GET /v1/edges/{name}` | users | | [`EdgeView`]s |
 //! | `POST /v1/edges/{name}/revoke` | admins | | [`EdgeView`] |
 //! | `POST /v1/users/{name}/revoke` | admins | | `204` |
-//! | `GET /v1/policy`, `PUT/DELETE /v1/policy/{rule}` | users, admins | [`Rule`] | [`Rule`]s |
+//! | `GET /v1/policy`, `PUT/DELETE /v1/policy/{rule}` | users, admins | [`Rule`](crate::policy::Rule) | [`Rule`](crate::policy::Rule)s |
 //! | `GET /v1/whoami` | any member | | [`WhoAmI`] |
 //! | `/v1/ssh/…`, `/v1/users/{name}/keys` | | | in [`crate::ssh`] |
 //!
