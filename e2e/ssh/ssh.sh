@@ -56,7 +56,6 @@ random_file file 500
 hash=$(hash_of "$dir/file")
 mkdir "$dir/there" "$dir/back"
 
-
 step 'rsync, 500 MB there and back'
 transport="ssh -F $dir/ssh_config"
 there=$(moved 500 rsync -W -e "$transport" "$dir/file" "shop-1:$dir/there/rsync")
